@@ -1,0 +1,1 @@
+"""Corpora, seqio tasks, feature converters and the input pipeline."""

@@ -1,0 +1,1 @@
+"""Docid tries and constrained beam search."""

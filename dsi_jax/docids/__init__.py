@@ -1,0 +1,1 @@
+"""Docid tables: documents (rows) to token sequences and back."""

@@ -1,0 +1,1 @@
+"""The encoder-decoder models of a differentiable search index."""

@@ -1,0 +1,1 @@
+"""Losses, schedules, optimizers, state, sharding and checkpoints."""

@@ -1,0 +1,1 @@
+"""seqio registrations, one module a corpus; installed as `dsi_jax.tasks`."""

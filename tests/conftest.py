@@ -1,0 +1,22 @@
+"""Fixtures that every test may use."""
+
+import os
+from pathlib import Path
+
+# Before any import of jax or tensorflow: tests run on the CPU and say little.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+os.environ.setdefault("USE_TF", "0")
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The directory of real corpora beside the checkout; absent elsewhere."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"real data is not at {SHARED_DATA}")
+    return SHARED_DATA
