@@ -1,0 +1,53 @@
+"""Naive string docids: a document's number, digit by digit."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from dsi_jax.docids.table import DocidTable
+
+
+@dataclasses.dataclass(frozen=True)
+class NaiveString:
+    """Naively structured string identifiers (DSI, Tay et al. 2022, section 3.2).
+
+    The documents are numbered 0..N-1 in a seeded random order, never the order of the data, which
+    often tells training from test documents. The digits 0..9 are the tokens 2..11.
+
+    Attributes:
+      zero_pad: write all numbers with the same number of digits; then no end token is needed.
+    """
+
+    zero_pad: bool = False
+
+    kind: ClassVar[str] = "naive"
+    needs_embeddings: ClassVar[bool] = False
+
+    def build(
+        self,
+        keys: Sequence[str],
+        corpus_hash: str,
+        embeddings: np.ndarray | None = None,
+        seed: int = 42,
+    ) -> DocidTable:
+        """See `dsi_jax.docids.table.DocidBuilder`."""
+        del embeddings
+        numbers = np.random.default_rng(seed).permutation(len(keys))
+        width = len(str(len(keys) - 1))
+        powers = 10 ** np.arange(1, width)
+        lengths = None if self.zero_pad else 1 + np.searchsorted(powers, numbers, side="right")
+        digits = np.empty((len(keys), width), np.uint8)
+        for level in range(width):
+            below = (width if lengths is None else lengths) - 1 - level
+            digits[:, level] = numbers // 10 ** np.maximum(below, 0) % 10
+        return DocidTable.from_codes(
+            digits,
+            lengths,
+            num_codes=10,
+            keys=keys,
+            kind=self.kind,
+            parameters={"zero_pad": self.zero_pad, "seed": seed},
+            corpus_hash=corpus_hash,
+        )
