@@ -1,0 +1,184 @@
+"""Exact beam search over docids: all children of all live beams compete, nothing is sampled.
+
+The loop over levels is unrolled, so each level has its own static width: the first step decodes
+one beam, and beams multiply only as fast as candidates do. Trace it under one ``jit`` with the
+model (`dsi_jax.decoding.adapter.make_search`).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dsi_jax.decoding.constraint import Candidates, Constraint
+from dsi_jax.docids.table import PAD_TOKEN
+
+
+class DecodeFns(NamedTuple):
+    """A decoder as two functions with its parameters bound.
+
+    Attributes:
+      init_cache: ``(memory, mask, num_beams, length) -> cache``, a mapping. Leaves under
+        ``cache['self']`` have the beams on axis 1 and follow them; all others are shared by the
+        beams of a query and left alone.
+      step: ``(cache, tokens int32 [B, M], position int32 []) -> (logits [B, M, V], cache)``,
+        where ``tokens`` are the decoder's inputs at ``position``, 0 (pad) at the first.
+    """
+
+    init_cache: Callable[[Any, Any, int, int], dict[str, Any]]
+    step: Callable[[dict[str, Any], jax.Array, jax.Array], tuple[jax.Array, dict[str, Any]]]
+
+
+class BeamResult(NamedTuple):
+    """The best docids found for each query, best first.
+
+    Slots without a document come last with row -1, score -inf, valid False and pads for tokens.
+    Under `Free` a sequence that is no docid keeps its place, score and tokens; its row is -1 and
+    valid is False.
+
+    Attributes:
+      rows: int32 [B, M], the document's row.
+      scores: float32 [B, M], the sum of the model's log-probabilities of the tokens, natural log.
+      valid: bool [B, M], whether the slot holds a document.
+      tokens: int32 [B, M, L], the docid.
+    """
+
+    rows: jax.Array
+    scores: jax.Array
+    valid: jax.Array
+    tokens: jax.Array
+
+
+class _Beams(NamedTuple):
+    """The beams between two levels; ``live`` says which exist, never a score of -inf."""
+
+    scores: jax.Array  # float32 [B, M], 0 where not live
+    live: jax.Array  # bool [B, M]
+    last: jax.Array  # int32 [B, M], the token that the decoder reads next
+    tokens: jax.Array  # int32 [B, M, L], pads where not decoded yet
+    state: Any  # the constraint's
+
+
+def beam_search(
+    decode: DecodeFns,
+    memory: Any,
+    mask: jax.Array,
+    *,
+    constraint: Constraint,
+    beam_size: int,
+    renormalize: bool = False,
+) -> BeamResult:
+    """Finds the ``beam_size`` best docids of each query.
+
+    Scores are plain sums of log-probabilities over the full vocabulary, masked after the softmax
+    as in GENRE (De Cao et al., 2021, https://arxiv.org/abs/2010.00904); the pad after an end token
+    adds exactly 0. With at least as many beams as documents the ranking is exact. Equal scores
+    keep the order of their beams, then of their tokens.
+
+    Args:
+      decode: the decoder.
+      memory: the encoded queries, handed to ``decode.init_cache``; usually float [B, S, D].
+      mask: bool [B, S], which memory positions are real.
+      constraint: the allowed docids; gives L.
+      beam_size: M, at least 1; may exceed both V and N.
+      renormalize: divide probabilities among the allowed children of a beam instead of the whole
+        vocabulary; scores are then no longer the model's log-probabilities.
+
+    Returns:
+      A `BeamResult` with M slots a query.
+
+    Raises:
+      ValueError: if ``beam_size`` is below 1, or the decoder's logits and the constraint differ in
+        their vocabulary size.
+    """
+    if beam_size < 1:
+        raise ValueError(f"beam_size is {beam_size}; expected at least 1")
+    batch_size = mask.shape[0]
+    cache = decode.init_cache(memory, mask, 1, constraint.length)
+    beams = _Beams(
+        scores=jnp.zeros((batch_size, 1), jnp.float32),
+        live=jnp.ones((batch_size, 1), bool),
+        last=jnp.full((batch_size, 1), PAD_TOKEN, jnp.int32),
+        tokens=jnp.full((batch_size, 1, constraint.length), PAD_TOKEN, jnp.int32),
+        state=constraint.start(batch_size),
+    )
+    for level in range(constraint.length):
+        logits_BxMxV, cache = decode.step(cache, beams.last, jnp.int32(level))
+        if logits_BxMxV.shape[-1] != constraint.vocab_size:
+            raise ValueError(
+                f"the decoder's logits have a vocabulary of {logits_BxMxV.shape[-1]}; expected the "
+                f"docid table's {constraint.vocab_size}"
+            )
+        logits_BxMxV = logits_BxMxV.astype(jnp.float32)
+        candidates = constraint.expand(level, beams.state, logits_BxMxV)
+        log_probs_BxMxK = _log_probs(candidates, logits_BxMxV, renormalize)
+        beams, parent_BxM = _select(
+            constraint, level, beams, candidates.allowed, log_probs_BxMxK, beam_size
+        )
+        if level + 1 < constraint.length:
+            cache = {**cache, "self": _follow(cache["self"], parent_BxM)}
+    return _result(constraint, beams, beam_size)
+
+
+def _log_probs(candidates: Candidates, logits_BxMxV: jax.Array, renormalize: bool) -> jax.Array:
+    """float32 [B, M, K]: each candidate's log-probability; finite, also where not allowed."""
+    if renormalize:
+        some_BxMx1 = candidates.allowed.any(-1, keepdims=True)
+        normalizer_BxMx1 = jax.nn.logsumexp(
+            candidates.logits, axis=-1, keepdims=True, where=candidates.allowed | ~some_BxMx1
+        )
+    else:
+        normalizer_BxMx1 = jax.nn.logsumexp(logits_BxMxV, axis=-1, keepdims=True)
+    return jnp.where(candidates.forced, 0.0, candidates.logits - normalizer_BxMx1)
+
+
+def _select(
+    constraint: Constraint,
+    level: int,
+    beams: _Beams,
+    allowed_BxMxK: jax.Array,
+    log_probs_BxMxK: jax.Array,
+    beam_size: int,
+) -> tuple[_Beams, jax.Array]:
+    """The best candidates as the next beams, and the beam that each extends, int32 [B, M]."""
+    batch_size, num_beams, num_children = log_probs_BxMxK.shape
+    width = min(beam_size, num_beams * num_children)
+    exists = (allowed_BxMxK & beams.live[..., None]).reshape(batch_size, -1)
+    scores = (beams.scores[..., None] + log_probs_BxMxK).reshape(batch_size, -1)
+    best, index = jax.lax.top_k(jnp.where(exists, scores, -jnp.inf), width)
+    live = jnp.take_along_axis(exists, index, axis=1, mode="clip")
+    parent, choice = index // num_children, index % num_children
+    tokens, state = _follow((beams.tokens, beams.state), parent)
+    token, state = constraint.advance(level, state, choice)
+    beams = _Beams(
+        scores=jnp.where(live, best, 0.0),
+        live=live,
+        last=token,
+        tokens=tokens.at[:, :, level].set(token),
+        state=state,
+    )
+    return beams, parent
+
+
+def _follow(tree: Any, parent_BxM: jax.Array) -> Any:
+    """Each leaf [B, M', ...] reordered along its beams, to [B, M, ...]."""
+    return jax.tree.map(
+        lambda leaf: jax.vmap(lambda x, i: jnp.take(x, i, axis=0, mode="clip"))(leaf, parent_BxM),
+        tree,
+    )
+
+
+def _result(constraint: Constraint, beams: _Beams, beam_size: int) -> BeamResult:
+    """Rows for the last level's beams, and empty slots up to ``beam_size``."""
+    rows = jnp.where(beams.live, constraint.rows(beams.state, beams.tokens), -1)
+    scores = jnp.where(beams.live, beams.scores, -jnp.inf)
+    tokens = jnp.where(beams.live[..., None], beams.tokens, PAD_TOKEN)
+    empty = ((0, 0), (0, beam_size - rows.shape[1]))
+    rows = jnp.pad(rows, empty, constant_values=-1)
+    return BeamResult(
+        rows=rows,
+        scores=jnp.pad(scores, empty, constant_values=-jnp.inf),
+        valid=rows >= 0,
+        tokens=jnp.pad(tokens, (*empty, (0, 0)), constant_values=PAD_TOKEN),
+    )
