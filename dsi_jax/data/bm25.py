@@ -1,0 +1,59 @@
+"""BM25 on the same queries and with the same metrics: the figure to beat.
+
+Robertson and Zaragoza 2009, in bm25s (Lù 2024, arXiv:2407.03618) with its own
+tokenizer, its English stop words and Lucene's variant.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import bm25s
+import numpy as np
+
+from dsi_jax.data import metrics
+from dsi_jax.data.corpora import Corpus
+
+# bm25s sets its own logger to DEBUG, which then speaks through absl's handler.
+logging.getLogger("bm25s").setLevel(logging.WARNING)
+
+
+class BM25:
+    """An index over title and text of every document of a corpus."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+        tokens = bm25s.tokenize(corpus.document_texts(), stopwords="en", show_progress=False)
+        self._index = bm25s.BM25()
+        self._index.index(tokens, show_progress=False)
+
+    def search(self, queries: list[str], num_results: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks documents for each query.
+
+        Args:
+          queries: Q texts.
+          num_results: M; fewer come back if there are fewer documents.
+
+        Returns:
+          (rows int32 [Q, M], scores float32 [Q, M]), best first; where a document shares
+          no word with the query, row -1 and score -inf.
+        """
+        tokens = bm25s.tokenize(queries, stopwords="en", show_progress=False)
+        num_results = min(num_results, len(self._corpus))
+        rows, scores = self._index.retrieve(tokens, k=num_results, show_progress=False)
+        found = scores > 0
+        rows = np.where(found, rows, -1).astype(np.int32)
+        return rows, np.where(found, scores, -np.inf).astype(np.float32)
+
+    def evaluate(self, split: str, num_results: int = max(metrics.HITS_AT)) -> dict[str, float]:
+        """`metrics.retrieval_metrics` of the corpus's queries of `split`."""
+        queries = self._corpus.queries[split]
+        rows, _ = self.search(queries.texts, num_results)
+        seen = self._corpus.seen(split)
+        targets = [
+            metrics.Relevance(relevant, grades, bool(is_seen))
+            for relevant, grades, is_seen in zip(
+                queries.relevant, queries.relevance, seen, strict=True
+            )
+        ]
+        return metrics.retrieval_metrics(targets, rows, {})

@@ -1,0 +1,183 @@
+"""Retrieval metrics as seqio `metric_fns`, and TREC run files.
+
+Every figure is given for all queries, for those with a document that had a training
+query (*seen*) and for those whose documents were only indexed (*unseen*).
+
+Definitions, at a cut k of a ranking: Hits@k is 1 if any relevant document is among
+the first k; MRR@k is 1 / rank of the first relevant one, or 0; nDCG@k has
+trec_eval's linear gains, sum of grade / log2(rank + 1) over that of the ideal
+ranking. A slot of row -1 (no document) keeps its rank and is a miss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsi_jax.data import features
+
+HITS_AT = (1, 5, 10, 20, 100)
+CUTOFF = 10  # of MRR and nDCG
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Relevance:
+    """What a query is to find.
+
+    Attributes:
+      rows: int32 [R] rows of the relevant documents.
+      grades: float32 [R] positive grades.
+      seen: whether one of them had a training query; None where that is unknown.
+    """
+
+    rows: np.ndarray
+    grades: np.ndarray
+    seen: bool | None
+
+
+def postprocess(
+    target_or_prediction: Any, example: Mapping[str, Any], is_target: bool
+) -> Relevance | Any:
+    """A task's `postprocess_fn`: reads the target from the example, keeps predictions.
+
+    Args:
+      target_or_prediction: the rows of `targets` [1], or the predicted rows [M].
+      example: a NumPy example of the task; `relevant`, `relevance` and `seen` are read
+        where it has them, else the one row of `targets` is relevant.
+      is_target: which of the two it is.
+
+    Returns:
+      a `Relevance` for a target; a prediction unchanged.
+    """
+    if not is_target:
+        return target_or_prediction
+    rows = np.asarray(example.get(features.RELEVANT, target_or_prediction), np.int32)
+    grades = np.asarray(example.get(features.RELEVANCE, np.ones(len(rows))), np.float32)
+    seen = bool(example[features.SEEN][0]) if features.SEEN in example else None
+    return Relevance(rows, grades, seen)
+
+
+def retrieval_metrics(
+    targets: Sequence[Relevance | Sequence[int]],
+    predictions: Sequence[Sequence[int]] | np.ndarray,
+    aux_values: Mapping[str, Any],
+) -> dict[str, float]:
+    """Hits@k, MRR@10, nDCG@10 for all, seen and unseen queries; a seqio metric_fn.
+
+    Hits@k is given for k up to the number of ranked documents M.
+
+    Args:
+      targets: Q targets from `postprocess`, or Q sequences of relevant rows from tasks
+        without it.
+      predictions: int [Q, M] rows, best first, -1 where a slot holds no document.
+      aux_values: `scores`, float [Q, M]: -inf marks slots that the search left empty, so
+        that the others of row -1 are docids of no document ("invalid_rate").
+
+    Returns:
+      "hits@1", ..., "mrr@10", "ndcg@10" and "queries"; the same with "/seen" and
+      "/unseen" where it is known which queries are (a group without queries has its
+      count alone); "invalid_rate" where `aux_values` holds scores.
+    """
+    relevance = [_as_relevance(target) for target in targets]
+    ranked = np.asarray(predictions, np.int64).reshape(len(relevance), -1)
+    per_query = _per_query(relevance, ranked)
+    seen = [target.seen for target in relevance]
+
+    metrics = _means(per_query, np.ones(len(relevance), bool), "")
+    if None not in seen:
+        is_seen = np.array(seen, bool)
+        metrics |= _means(per_query, is_seen, "/seen")
+        metrics |= _means(per_query, ~is_seen, "/unseen")
+    if "scores" in aux_values:
+        filled = np.asarray(aux_values["scores"], np.float64).reshape(ranked.shape) > -np.inf
+        metrics["invalid_rate"] = float((filled & (ranked < 0)).sum() / max(1, filled.sum()))
+    return metrics
+
+
+def _as_relevance(target: Relevance | Sequence[int]) -> Relevance:
+    if isinstance(target, Relevance):
+        return target
+    rows = np.asarray(target, np.int32).reshape(-1)
+    return Relevance(rows, np.ones(len(rows), np.float32), None)
+
+
+def _per_query(relevance: Sequence[Relevance], ranked: np.ndarray) -> dict[str, np.ndarray]:
+    """Metric -> float64 [Q]."""
+    width = ranked.shape[1]
+    discounts = 1.0 / np.log2(np.arange(max(CUTOFF, width)) + 2.0)
+    gains = np.zeros(ranked.shape)
+    ideal = np.zeros(len(relevance))
+    for query, target in enumerate(relevance):
+        for row, grade in zip(target.rows, target.grades, strict=True):
+            gains[query, ranked[query] == row] = grade
+        best = np.sort(target.grades)[::-1][:CUTOFF]
+        ideal[query] = best @ discounts[: len(best)]
+    hit = gains > 0
+    first = np.where(hit.any(axis=1), hit.argmax(axis=1), width)
+    per_query = {f"hits@{k}": (first < k).astype(float) for k in HITS_AT if k <= width}
+    found = first < min(CUTOFF, width)
+    per_query[f"mrr@{CUTOFF}"] = np.where(found, 1.0 / (first + 1.0), 0.0)
+    cut = min(CUTOFF, width)
+    per_query[f"ndcg@{CUTOFF}"] = gains[:, :cut] @ discounts[:cut] / ideal
+    return per_query
+
+
+def _means(per_query: Mapping[str, np.ndarray], group: np.ndarray, suffix: str) -> dict[str, float]:
+    means = {f"queries{suffix}": float(group.sum())}
+    if group.any():
+        means |= {f"{name}{suffix}": float(v[group].mean()) for name, v in per_query.items()}
+    return means
+
+
+def write_trec_run(
+    path: str | os.PathLike[str],
+    query_ids: Sequence[str],
+    rows: np.ndarray,
+    scores: np.ndarray,
+    keys: Sequence[str],
+    tag: str = "dsi_jax",
+) -> None:
+    """Writes rankings as `qid Q0 docid rank score tag`, a line a document.
+
+    Slots of row -1 or with a score that is not finite are left out; ranks start at 1.
+    White space in ids, which the format cannot hold, is written as %20 and the like.
+
+    Args:
+      path: the file; it is replaced as a whole.
+      query_ids: Q ids.
+      rows: int [Q, M], best first.
+      scores: float [Q, M].
+      keys: row -> document key.
+      tag: name of the run.
+
+    Raises:
+      ValueError: if the shapes disagree.
+    """
+    rows, scores = np.asarray(rows), np.asarray(scores)
+    if rows.shape != scores.shape or len(rows) != len(query_ids):
+        raise ValueError(
+            f"a run of {len(query_ids)} queries has rows {rows.shape} and scores {scores.shape}"
+        )
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for query_id, query_rows, query_scores in zip(query_ids, rows, scores, strict=True):
+            rank = 0
+            for row, score in zip(query_rows.tolist(), query_scores.tolist(), strict=True):
+                if row < 0 or not math.isfinite(score):
+                    continue
+                rank += 1
+                fields = (_token(query_id), "Q0", _token(keys[row]), rank, score, tag)
+                file.write(" ".join(map(str, fields)) + "\n")
+    temporary.replace(path)
+
+
+def _token(identifier: str) -> str:
+    return re.sub(r"\s", lambda match: f"%{ord(match.group()):02X}", identifier)

@@ -1,0 +1,338 @@
+"""The training stream: batch t is a function of the seed and t alone.
+
+tf.data carries raw text and rows in one global order, the same on every host; a host
+keeps its slice of each batch, tokenizes it and looks its docids up in NumPy. The
+state of the stream is a few kilobytes, and that of any host serves all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from dsi_jax.data import converters, features
+from dsi_jax.data.sources import InMemorySource
+from dsi_jax.docids.table import DocidTable
+from dsi_jax.tokenizers import Tokenizer
+
+TEXT = "text"
+_STATE_VERSION = 1
+_HEADER = "header.json"
+
+
+class TrainPipeline:
+    """Endless iterator over this host's slices of the global batches.
+
+    Attributes:
+      batch_size: B, examples in a global batch.
+      step: number of batches given out so far; the next one is batch `step`.
+    """
+
+    def __init__(
+        self,
+        mixture_or_task_name: str,
+        table: DocidTable,
+        tokenizer: Tokenizer,
+        feature_lengths: Mapping[str, int],
+        batch_size: int,
+        seed: int,
+        split: str = "train",
+        process_index: int = 0,
+        process_count: int = 1,
+        data_shards: int = 1,
+        use_cached: bool = False,
+        shuffle: bool = True,
+    ) -> None:
+        """Builds the stream; reads no example yet.
+
+        Args:
+          mixture_or_task_name: a registered mixture or task of this or another project.
+          table: docids of the corpus that the tasks' rows refer to.
+          tokenizer: tokenizes text.
+          feature_lengths: {"inputs": S}, source tokens an example.
+          batch_size: B, examples in a global batch.
+          seed: decides the order, the mixing and the preprocessors' random choices.
+          split: the split to train on.
+          process_index: this host, from 0.
+          process_count: the number of hosts; each keeps B / process_count examples.
+          data_shards: shards of the batch over devices; modalities get multiples of it.
+          use_cached: read the tasks from seqio's offline cache.
+          shuffle: False keeps each task in its own order.
+
+        Raises:
+          ValueError: if the batch does not divide, no task has the split, a task belongs
+            to another corpus than the table, or a modality would get no example.
+        """
+        if feature_lengths.get(features.INPUTS, 0) < 1:
+            raise ValueError(
+                f"feature_lengths is {dict(feature_lengths)}; expected a positive 'inputs'"
+            )
+        for name, parts in (("hosts", process_count), ("data shards", data_shards)):
+            if parts < 1 or batch_size < 1 or batch_size % parts:
+                raise ValueError(f"a batch of {batch_size} does not divide over {parts} {name}")
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process {process_index} is not among {process_count} processes")
+        self.batch_size = batch_size
+        self.step = 0
+        self._table = table
+        self._tokenizer = tokenizer
+        self._lengths = dict(feature_lengths)
+        self._process = (process_index, process_count)
+
+        provider = seqio.get_mixture_or_task(mixture_or_task_name)
+        rates = _rates_per_task(provider, split)
+        for task in rates:
+            _check_corpus(task, table)
+        self._rates = {task.name: rate for task, rate in rates.items()}
+        mixtures = _mixture_per_modality(rates)
+        self._asked = {m: mixture.total_rate for m, mixture in mixtures.items()}
+        self._sizes = stream_sizes(self._asked, batch_size, data_shards)
+        self._identity = {
+            "version": _STATE_VERSION,
+            "name": mixture_or_task_name,
+            "split": split,
+            "rates": self._rates,
+            "batch_size": batch_size,
+            # Of data_shards only what it changes: another mesh may continue the stream.
+            "stream_sizes": self._sizes,
+            "seed": seed,
+            "shuffle": shuffle,
+            "use_cached": use_cached,
+        }
+        self._datasets = {
+            modality: _dataset(
+                mixture, self._lengths, self._sizes[modality], split, seed, use_cached, shuffle
+            )
+            for modality, mixture in mixtures.items()
+        }
+        self._iterators = {modality: iter(ds) for modality, ds in self._datasets.items()}
+
+    def __iter__(self) -> TrainPipeline:
+        return self
+
+    def __next__(self) -> converters.Batch:
+        """This host's slice of the next global batch; see `converters.collate`."""
+        index, count = self._process
+        part = self._sizes[TEXT] // count
+        elements = next(self._iterators[TEXT])
+        # Sliced as tensors: what other hosts keep is never copied out of TensorFlow.
+        mine = {k: v[index * part : (index + 1) * part].numpy() for k, v in elements.items()}
+        self.step += 1
+        return converters.collate(mine, self._table, self._tokenizer, self._lengths)
+
+    def batch_shapes(self) -> converters.Batch:
+        """ShapeDtypeStructs of the global batch."""
+        batch, length = self.batch_size, self._lengths[features.INPUTS]
+        text = {"tokens": _shape(np.int32, batch, length), "mask": _shape(np.bool_, batch, length)}
+        docid = (batch, self._table.length)
+        return {
+            "text": text,
+            "decoder": {
+                "inputs": _shape(np.int32, *docid),
+                "targets": _shape(np.int32, *docid),
+                "weights": _shape(np.float32, *docid),
+            },
+            "row": _shape(np.int32, batch),
+            "is_indexing": _shape(np.int32, batch),
+        }
+
+    def lines(self) -> tuple[str, ...]:
+        """Asked and effective rates, for a person to read."""
+        rates = self.rates()
+        tasks = ", ".join(f"{name} {share:.3f}" for name, share in rates["tasks"].items())
+        modalities = ", ".join(
+            f"{name} {r['effective']:.3f} (asked {r['asked']:.3f}, {r['examples']} examples)"
+            for name, r in rates["modalities"].items()
+        )
+        return (f"mixture      {tasks}", f"batch        {modalities}")
+
+    def rates(self) -> dict[str, dict[str, Any]]:
+        """Shares of the batch: asked a task; asked, effective and examples a modality."""
+        total = sum(self._rates.values())
+        return {
+            "tasks": {name: rate / total for name, rate in self._rates.items()},
+            "modalities": {
+                modality: {
+                    "asked": self._asked[modality] / total,
+                    "effective": size / self.batch_size,
+                    "examples": size,
+                }
+                for modality, size in self._sizes.items()
+            },
+        }
+
+    def state(self) -> bytes:
+        """All that is needed to go on after the last batch, on any number of hosts."""
+        buffer = io.BytesIO()
+        with tempfile.TemporaryDirectory() as directory, zipfile.ZipFile(buffer, "w") as archive:
+            header = self._identity | {"step": self.step}
+            archive.writestr(_HEADER, json.dumps(header))
+            for modality, iterator in self._iterators.items():
+                tf.train.Checkpoint(iterator=iterator).write(f"{directory}/{modality}")
+            for file in sorted(Path(directory).iterdir()):
+                archive.writestr(file.name, file.read_bytes())
+        return buffer.getvalue()
+
+    def restore(self, state: bytes) -> None:
+        """Continues after the batch at which `state` was taken.
+
+        Raises:
+          ValueError: if the bytes are no state, or that of another stream; the message
+            names what differs.
+        """
+        try:
+            archive = zipfile.ZipFile(io.BytesIO(state))
+            header = json.loads(archive.read(_HEADER))
+        except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"not the state of an input pipeline: {error}") from error
+        for name, value in self._identity.items():
+            if header.get(name) != value:
+                raise ValueError(
+                    f"the saved input pipeline has {name} = {header.get(name)}, this one has "
+                    f"{value}: the order of examples would not be continued"
+                )
+        iterators = {modality: iter(ds) for modality, ds in self._datasets.items()}
+        with archive, tempfile.TemporaryDirectory() as directory:
+            archive.extractall(directory)
+            for modality, iterator in iterators.items():
+                checkpoint = tf.train.Checkpoint(iterator=iterator)
+                checkpoint.read(f"{directory}/{modality}").assert_consumed()
+        self._iterators = iterators
+        self.step = header["step"]
+
+
+def _shape(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def stream_sizes(rates: Mapping[str, float], batch_size: int, data_shards: int) -> dict[str, int]:
+    """Examples a modality, multiples of `data_shards` nearest to the rates.
+
+    Rounds by largest remainder, so that the sizes add up to the batch.
+
+    Args:
+      rates: modality -> rate, not normalised.
+      batch_size: B, a multiple of `data_shards`.
+      data_shards: the number of shards.
+
+    Raises:
+      ValueError: if a modality with a rate above zero would get no example.
+    """
+    units = batch_size // data_shards
+    shares = {m: rate / sum(rates.values()) * units for m, rate in rates.items()}
+    sizes = {m: int(share) for m, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda m: sizes[m] - shares[m])
+    for modality in by_remainder[: units - sum(sizes.values())]:
+        sizes[modality] += 1
+    for modality, size in sizes.items():
+        if not size and rates[modality] > 0:
+            raise ValueError(
+                f"modality '{modality}' would get no example: its rates ask for "
+                f"{shares[modality] / units:.4f} of a batch of {batch_size} in {data_shards} "
+                "shards; enlarge the batch or the rate"
+            )
+    return {m: size * data_shards for m, size in sizes.items()}
+
+
+class _FullShuffleMixture(seqio.Mixture):
+    """A mixture whose tasks are shuffled over all of their examples, where it is known how many."""
+
+    def get_task_dataset(
+        self,
+        task: seqio.Task,
+        output_feature_keys: set[str],
+        sequence_length: Mapping[str, int] | None = None,
+        split: str = "train",
+        use_cached: bool = False,
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        num_epochs: int | None = None,
+        trim_output_features: bool = True,
+        try_in_mem_cache: bool = False,
+    ) -> tf.data.Dataset:
+        # None for a task whose source shuffles on its own.
+        buffer = task.shuffle_buffer_size and max(
+            task.shuffle_buffer_size, task.num_input_examples(split) or 0
+        )
+        dataset = task.get_dataset(
+            sequence_length=sequence_length,
+            split=split,
+            use_cached=use_cached,
+            shuffle=shuffle,
+            shuffle_buffer_size=buffer,
+            seed=seed,
+            shard_info=shard_info,
+            num_epochs=num_epochs,
+            trim_output_features=trim_output_features,
+            try_in_mem_cache=try_in_mem_cache,
+        )
+        return dataset.map(lambda example: {k: example[k] for k in output_feature_keys})
+
+
+def _rates_per_task(provider: seqio.Task | seqio.Mixture, split: str) -> dict[seqio.Task, float]:
+    tasks = [task for task in seqio.get_subtasks(provider) if split in task.splits]
+    if not tasks:
+        raise ValueError(f"no task of '{provider.name}' has the split '{split}'")
+    if isinstance(provider, seqio.Mixture):
+        return {task: float(provider.get_rate(task)) for task in tasks}
+    return dict.fromkeys(tasks, 1.0)
+
+
+def _check_corpus(task: seqio.Task, table: DocidTable) -> None:
+    source = task.source
+    if isinstance(source, InMemorySource) and source.corpus_hash != table.corpus_hash:
+        raise ValueError(
+            f"the docid table belongs to the corpus {table.corpus_hash}, the task '{task.name}' "
+            f"to the corpus {source.corpus_hash}"
+        )
+
+
+def _mixture_per_modality(rates: Mapping[seqio.Task, float]) -> dict[str, seqio.Mixture]:
+    """Unregistered mixtures of the tasks of each modality, at their rates."""
+    return {TEXT: _FullShuffleMixture(TEXT, list(rates.items()))}
+
+
+def _dataset(
+    mixture: seqio.Mixture,
+    feature_lengths: Mapping[str, int],
+    batch_size: int,
+    split: str,
+    seed: int,
+    use_cached: bool,
+    shuffle: bool,
+) -> tf.data.Dataset:
+    """Batches of flat examples in the global order."""
+    converter = converters.DSIFeatureConverter(converters.is_tokenized(mixture))
+    lengths = {features.TARGETS: 1, features.IS_INDEXING: 1} | dict(feature_lengths)
+    dataset = mixture.get_dataset(
+        sequence_length=lengths,
+        split=split,
+        use_cached=use_cached,
+        shuffle=shuffle,
+        seed=seed,
+        num_epochs=None,
+        # seqio's cache would repeat the first pass's order for ever.
+        try_in_mem_cache=False,
+        trim_output_features=False,  # the converter does, and a map costs per example
+    )
+    dataset = converter(dataset, lengths).batch(batch_size, drop_remainder=True).prefetch(2)
+    options = tf.data.Options()
+    options.deterministic = True
+    # Saves positions instead of buffered elements: a constant, reproducible state.
+    # TensorFlow cannot do so for its own shuffle, which other sources rely on.
+    options.experimental_symbolic_checkpoint = all(
+        isinstance(task.source, InMemorySource) and task.shuffle_buffer_size is None
+        for task in mixture.tasks
+    )
+    return dataset.with_options(options)

@@ -1,0 +1,66 @@
+"""Preprocessors of tasks; TensorFlow operations only, so that iterators can be saved."""
+
+from __future__ import annotations
+
+import seqio
+import tensorflow as tf
+
+from dsi_jax.data import corpora, features
+
+DOCUMENT = "document"
+
+
+def examples(
+    dataset: tf.data.Dataset,
+    inputs: str = "inputs",
+    row: str = "row",
+    is_indexing: bool = False,
+) -> tf.data.Dataset:
+    """Renames the fields of a foreign dataset to the features of a task.
+
+    Args:
+      dataset: elements with a string field and an integer field, scalars or [1].
+      inputs: name of the text field.
+      row: name of the field that holds the document's row.
+      is_indexing: True if the text is the document itself, False if it is a query.
+
+    Returns:
+      elements with `inputs` string [1], `targets` int32 [1], `is_indexing` int32 [1]
+      and every other field as it was.
+    """
+
+    def convert(element: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        rest = {name: value for name, value in element.items() if name not in (inputs, row)}
+        return rest | {
+            features.INPUTS: tf.reshape(element[inputs], [1]),
+            features.TARGETS: tf.reshape(tf.cast(element[row], tf.int32), [1]),
+            features.IS_INDEXING: tf.constant([int(is_indexing)], tf.int32),
+        }
+
+    return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def chunk_documents(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Makes a query of each `document`: a random run of its words, new each pass.
+
+    Datasets without a field `document` (the evaluation splits) pass unchanged. Give
+    the pipeline a seed: seqio then seeds the chunks too.
+    """
+    if DOCUMENT not in dataset.element_spec:
+        return dataset
+    shortest, longest = corpora.CHUNK_WORDS
+
+    @seqio.map_over_dataset(num_seeds=1)
+    def chunk(element: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        words = tf.strings.split(element.pop(DOCUMENT)[0])
+        count = tf.size(words)
+        draws = tf.random.stateless_uniform([2], seed)
+        length = shortest + tf.cast(draws[0] * (longest - shortest + 1), tf.int32)
+        length = tf.minimum(length, count)
+        start = tf.cast(draws[1] * tf.cast(count - length + 1, tf.float32), tf.int32)
+        # A float32 draw near 1 may round up to the bound.
+        start = tf.minimum(start, count - length)
+        text = tf.strings.reduce_join(words[start : start + length], separator=" ")
+        return element | {features.INPUTS: text[tf.newaxis]}
+
+    return chunk(dataset)

@@ -1,0 +1,188 @@
+"""Turns a corpus into seqio tasks and their mixture."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+
+import numpy as np
+import seqio
+
+from dsi_jax.data import features, metrics, preprocessors
+from dsi_jax.data.corpora import Corpus, QuerySet
+from dsi_jax.data.sources import Column, InMemorySource
+
+DOCUMENT_FORMS = ("first",)
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusTasks:
+    """Names of what `register_corpus_tasks` registered.
+
+    Attributes:
+      indexing: task document -> row; its only split is "train".
+      retrieval: task query -> row; "train" and the evaluation splits.
+      mixture: mixture of the two, for training.
+      evaluation_splits: splits of `retrieval` to evaluate on, among "dev" and "test".
+      corpus_hash: `Corpus.hash`.
+    """
+
+    indexing: str
+    retrieval: str
+    mixture: str
+    evaluation_splits: tuple[str, ...]
+    corpus_hash: str
+
+
+def register_corpus_tasks(
+    corpus: Corpus,
+    name: str | None = None,
+    indexing_ratio: float | None = None,
+    document_form: str = "first",
+    lowercase: bool = False,
+) -> CorpusTasks:
+    """Registers `<name>_indexing`, `<name>_retrieval` and their mixture `<name>_dsi`.
+
+    A retrieval example is a pair of a training query and one of its documents; without
+    training queries it is a random chunk of a document, new each epoch. Registering
+    the same content again changes nothing.
+
+    Args:
+      corpus: the documents and queries.
+      name: prefix of the registered names; None takes the corpus's name.
+      indexing_ratio: indexing examples for each retrieval example, a true sampling
+        ratio (r of Tay et al. 2022, arXiv:2202.06991, section 3.3); None mixes both
+        in proportion to their sizes.
+      document_form: what stands for a document. "first" is title and text, of which
+        the converter keeps the first tokens.
+      lowercase: lower-case documents and queries (`str.lower`).
+
+    Returns:
+      the registered names.
+
+    Raises:
+      ValueError: if an argument is out of range, or the names are taken by other content.
+    """
+    if indexing_ratio is not None and not indexing_ratio > 0:
+        raise ValueError(f"indexing_ratio is {indexing_ratio}; expected a number above 0 or None")
+    if document_form not in DOCUMENT_FORMS:
+        raise ValueError(f"document_form is '{document_form}'; expected one of {DOCUMENT_FORMS}")
+    prefix = re.sub(r"[^\w.:#]", "_", corpus.name if name is None else name)
+    columns = {
+        f"{prefix}_indexing": {"train": _indexing_columns(corpus, lowercase)},
+        f"{prefix}_retrieval": _retrieval_columns(corpus, lowercase),
+    }
+    fingerprint = _fingerprint(corpus, document_form, lowercase)
+    for task, splits in columns.items():
+        _add_task(task, splits, fingerprint, corpus.hash)
+
+    tasks = CorpusTasks(
+        indexing=f"{prefix}_indexing",
+        retrieval=f"{prefix}_retrieval",
+        mixture=f"{prefix}_dsi",
+        evaluation_splits=tuple(s for s in ("dev", "test") if s in corpus.queries),
+        corpus_hash=corpus.hash,
+    )
+    sizes = [len(columns[task]["train"][features.TARGETS]) for task in columns]
+    rates = sizes if indexing_ratio is None else (indexing_ratio, 1.0)
+    _add_mixture(tasks.mixture, dict(zip(columns, map(float, rates), strict=True)))
+    return tasks
+
+
+def _indexing_columns(corpus: Corpus, lowercase: bool) -> dict[str, Column]:
+    return {
+        features.INPUTS: _strings(corpus.document_texts(), lowercase),
+        features.TARGETS: np.arange(len(corpus), dtype=np.int32)[:, None],
+        features.IS_INDEXING: np.ones([len(corpus), 1], np.int32),
+    }
+
+
+def _retrieval_columns(corpus: Corpus, lowercase: bool) -> dict[str, dict[str, Column]]:
+    if corpus.has_training_queries:
+        train = _pair_columns(corpus.queries["train"], lowercase)
+    else:
+        train = {
+            preprocessors.DOCUMENT: _strings(corpus.document_texts(), lowercase),
+            features.TARGETS: np.arange(len(corpus), dtype=np.int32)[:, None],
+            features.IS_INDEXING: np.zeros([len(corpus), 1], np.int32),
+        }
+    evaluation = {
+        split: _query_columns(queries, corpus.seen(split), lowercase)
+        for split, queries in corpus.queries.items()
+        if split != "train"
+    }
+    return {"train": train} | evaluation
+
+
+def _pair_columns(queries: QuerySet, lowercase: bool) -> dict[str, Column]:
+    """One example a pair of query and relevant document."""
+    counts = [len(rows) for rows in queries.relevant]
+    rows = np.concatenate(queries.relevant).astype(np.int32)
+    return {
+        features.INPUTS: np.repeat(_strings(queries.texts, lowercase), counts, axis=0),
+        features.TARGETS: rows[:, None],
+        features.IS_INDEXING: np.zeros([len(rows), 1], np.int32),
+    }
+
+
+def _query_columns(queries: QuerySet, seen: np.ndarray, lowercase: bool) -> dict[str, Column]:
+    """One example a query; the target is its most relevant document."""
+    return {
+        features.INPUTS: _strings(queries.texts, lowercase),
+        features.TARGETS: np.array([rows[:1] for rows in queries.relevant], np.int32),
+        features.IS_INDEXING: np.zeros([len(queries), 1], np.int32),
+        features.QUERY_ID: _strings(queries.ids, lowercase=False),
+        features.RELEVANT: queries.relevant,
+        features.RELEVANCE: queries.relevance,
+        features.SEEN: seen.astype(np.int32)[:, None],
+    }
+
+
+def _strings(texts: list[str], lowercase: bool) -> np.ndarray:
+    """Object array [n, 1] of UTF-8 bytes; a lone surrogate becomes "?"."""
+    lowered = (text.lower() for text in texts) if lowercase else texts
+    encoded = [text.encode("utf-8", "replace") for text in lowered]
+    return np.array(encoded, dtype=object)[:, None]
+
+
+def _fingerprint(corpus: Corpus, document_form: str, lowercase: bool) -> str:
+    digest = hashlib.sha256(f"{corpus.hash} {document_form} {lowercase}".encode())
+    for split, queries in sorted(corpus.queries.items()):
+        digest.update(split.encode())
+        queries.update_hash(digest)
+    return digest.hexdigest()
+
+
+def _add_task(
+    name: str, columns: dict[str, dict[str, Column]], fingerprint: str, corpus_hash: str
+) -> None:
+    if name in seqio.TaskRegistry.names():
+        source = seqio.TaskRegistry.get(name).source
+        if not isinstance(source, InMemorySource) or source.fingerprint != fingerprint:
+            raise ValueError(
+                f"the task '{name}' is already registered with other content or options; "
+                "give this corpus another name"
+            )
+        return
+    seqio.TaskRegistry.add(
+        name,
+        source=InMemorySource(columns, name, corpus_hash, fingerprint),
+        preprocessors=[preprocessors.chunk_documents],
+        output_features=features.output_features(),
+        postprocess_fn=metrics.postprocess,
+        metric_fns=[metrics.retrieval_metrics],
+        shuffle_buffer_size=None,  # the source shuffles
+    )
+
+
+def _add_mixture(name: str, rates: dict[str, float]) -> None:
+    if name in seqio.MixtureRegistry.names():
+        registered = dict(seqio.MixtureRegistry.get(name).rate_per_task_name)
+        if registered != rates:
+            raise ValueError(
+                f"the mixture '{name}' is already registered with the rates {registered}; "
+                f"asked for {rates}"
+            )
+        return
+    seqio.MixtureRegistry.add(name, list(rates.items()))

@@ -1,0 +1,109 @@
+"""A seqio source of columns in memory that shuffles indices, not examples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+Column = np.ndarray | Sequence[np.ndarray]
+
+
+class InMemorySource(seqio.DataSource):
+    """Columns held in memory, shuffled fully with a state of constant size.
+
+    Each pass over a shuffled dataset is a permutation of all examples, and each pass
+    draws its own. The order of a pass is computed from one random number, so the state
+    of an iterator is that number and a position, not a buffer; an iterator holds 8 bytes
+    an example while it runs. Two things to heed:
+      * `Dataset.cache` would freeze the first pass: give `try_in_mem_cache=False`;
+      * examples are already shuffled: tasks set `shuffle_buffer_size=None`.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, Mapping[str, Column]],
+        name: str,
+        corpus_hash: str,
+        fingerprint: str,
+    ) -> None:
+        """Keeps `columns`.
+
+        Args:
+          columns: split -> feature -> values of its n examples: an array [n, ...] or, for
+            features that vary in length, n arrays [length].
+          name: distinguishes sources, so that two of one size differ in their order.
+          corpus_hash: hash of the corpus that the rows refer to.
+          fingerprint: hash of all that `columns` was made from.
+        """
+        sizes = {split: len(next(iter(features.values()))) for split, features in columns.items()}
+        super().__init__(
+            splits=list(columns), num_input_examples=sizes, performs_internal_shuffling=True
+        )
+        self.corpus_hash = corpus_hash
+        self.fingerprint = fingerprint
+        self._columns = columns
+        self._name = name
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return False
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        return [split]
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **_unused: object,
+    ) -> tf.data.Dataset:
+        """The examples of `split`, in order or in a new permutation each pass.
+
+        Raises:
+          ValueError: if they are to be shuffled without a seed, or sharded.
+        """
+        if shard_info is not None and shard_info.num_shards > 1:
+            raise ValueError(f"source '{self._name}' has one shard; shard its examples instead")
+        size = self.num_input_examples(split)
+        if not shuffle:
+            indices = tf.data.Dataset.range(size)
+        elif seed is None:
+            raise ValueError(
+                f"source '{self._name}' cannot be shuffled with seed None: hosts would disagree"
+            )
+        else:
+            indices = _permutations(size, _salted_seed(seed, self._name, split))
+        tensors = {name: _tensor(values) for name, values in self._columns[split].items()}
+        return indices.map(lambda index: {name: t[index] for name, t in tensors.items()})
+
+
+def _salted_seed(seed: int, *names: str) -> int:
+    digest = hashlib.sha256("/".join((str(seed), *names)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1  # a non-negative int64
+
+
+def _permutations(size: int, seed: int) -> tf.data.Dataset:
+    """Indices 0 .. size-1 in a random order; another one each time it is iterated."""
+    passes = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
+
+    def one_pass(draw: tf.Tensor) -> tf.data.Dataset:
+        # Not index_shuffle, which needs no memory: it uses so few bits of its seed that
+        # small datasets see some hundred orders only, and their places unevenly.
+        order = tf.random.experimental.stateless_shuffle(
+            tf.range(size, dtype=tf.int64), seed=tf.stack([draw, tf.constant(seed, tf.int64)])
+        )
+        return tf.data.Dataset.from_tensor_slices(order)
+
+    return passes.flat_map(one_pass)
+
+
+def _tensor(values: Column) -> tf.Tensor | tf.RaggedTensor:
+    if isinstance(values, np.ndarray):
+        return tf.constant(values)
+    return tf.RaggedTensor.from_row_lengths(np.concatenate(values), [len(v) for v in values])
