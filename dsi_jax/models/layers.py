@@ -1,0 +1,376 @@
+"""Layers of T5 (Raffel et al., 2020, https://arxiv.org/abs/1910.10683) with logical axes.
+
+Shape letters: B batch, M beams, Q queries (decoder positions, or beams in a cached step), K keys,
+L docid length, S source tokens, D width, H heads, P head size, F mlp width, V vocabulary.
+
+Parameters are float32 and carry T5X's logical axis names. Matrix products run in `dtype`;
+statistics of layer norms, attention logits, softmax and output logits are always float32.
+Dropout masks are shared along the length axis, as in Mesh TensorFlow's and T5X's T5.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+Initializer = Callable[..., jax.Array]
+
+# Added to or put in place of the logits of masked keys. Finite, so that a row whose keys are all
+# masked (an empty text) yields a uniform average and no NaN.
+MASKED_LOGIT = -1e10
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "gelu": lambda x: nn.gelu(x, approximate=True),  # T5 v1.1's and "gelu_new" elsewhere
+    "silu": nn.silu,
+    "linear": lambda x: x,
+}
+
+fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def shared_along_length(rate: float) -> nn.Dropout:
+    """Dropout whose mask is drawn once for all positions of axis -2."""
+    return nn.Dropout(rate, broadcast_dims=(-2,))
+
+
+class Dense(nn.Module):
+    """A product with a 2-D kernel, without bias.
+
+    Attributes:
+      features: size of the output's last axis.
+      axes: logical axes of the kernel, (input, output).
+      kernel_init: initialiser of the kernel.
+      dtype: dtype of the product's operands.
+      output_dtype: dtype of the result and of the accumulation; `dtype` if None.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    kernel_init: Initializer = fan_in_truncated
+    dtype: DTypeLike = jnp.float32
+    output_dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [..., input] to [..., features]."""
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(self.kernel_init, self.axes),
+            (x.shape[-1], self.features),
+            jnp.float32,
+        )
+        return jnp.dot(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            preferred_element_type=self.output_dtype,
+        )
+
+
+class Embedder(nn.Module):
+    """A table of token embeddings, which may serve as the output head as well.
+
+    Attributes:
+      vocab_size: number of tokens V.
+      features: width D.
+      dtype: dtype of the embeddings handed out and of the head's operands.
+    """
+
+    vocab_size: int
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed")),
+            (self.vocab_size, self.features),
+            jnp.float32,
+        )
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Maps tokens int32 [...] to [..., D]; a token outside the vocabulary becomes NaN."""
+        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """Maps x [..., D] to its products with all embeddings, float32 [..., V]."""
+        return jnp.einsum(
+            "...d,vd->...v",
+            x.astype(self.dtype),
+            self.embedding.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+
+class LayerNorm(nn.Module):
+    """T5's layer norm: divides by the root mean square; neither mean nor bias."""
+
+    epsilon: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [..., D] to `dtype` [..., D]."""
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
+            (x.shape[-1],),
+            jnp.float32,
+        )
+        x = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return (x * inverse).astype(self.dtype) * scale.astype(self.dtype)
+
+
+class Mlp(nn.Module):
+    """T5's feed-forward block; with several activations their products are multiplied (gated).
+
+    Attributes:
+      mlp_dim: hidden width F.
+      activations: names in ACTIVATIONS; one names the kernel `wi`, more `wi_0`, `wi_1`, ...
+      dropout_rate: rate on the hidden units.
+      dtype: dtype of the products.
+    """
+
+    mlp_dim: int
+    activations: Sequence[str]
+    dropout_rate: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxQxD: jax.Array, *, deterministic: bool) -> jax.Array:
+        """Maps [B, Q, D] to [B, Q, D]."""
+        gated = len(self.activations) > 1
+        hidden_BxQxF: jax.Array | None = None
+        for index, activation in enumerate(self.activations):
+            name = f"wi_{index}" if gated else "wi"
+            dense = Dense(self.mlp_dim, ("embed", "mlp"), dtype=self.dtype, name=name)
+            branch_BxQxF = ACTIVATIONS[activation](dense(x_BxQxD))
+            if hidden_BxQxF is None:
+                hidden_BxQxF = branch_BxQxF
+            else:
+                hidden_BxQxF = hidden_BxQxF * branch_BxQxF
+        hidden_BxQxF = shared_along_length(self.dropout_rate)(hidden_BxQxF, deterministic)
+        hidden_BxQxF = nn.with_logical_constraint(hidden_BxQxF, ("batch", "length", "mlp"))
+        return Dense(x_BxQxD.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="wo")(hidden_BxQxF)
+
+
+class Attention(nn.Module):
+    """Multi-head attention as in T5: no scaling of the logits, no biases in the projections.
+
+    The factor 1/sqrt(P) that other transformers apply to the logits is in the initial query
+    kernel instead.
+
+    Attributes:
+      num_heads: heads H.
+      head_dim: head size P.
+      features: width D of the output.
+      dropout_rate: rate on the attention weights.
+      dtype: dtype of the products.
+    """
+
+    num_heads: int
+    head_dim: int
+    features: int
+    dropout_rate: float
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        joined = self.num_heads * self.head_dim
+        axes = ("embed", "joined_kv")
+        query_init = nn.initializers.variance_scaling(1.0 / self.head_dim, "fan_in", "normal")
+        self.query = Dense(joined, axes, query_init, self.dtype)
+        self.key = Dense(joined, axes, fan_in_normal, self.dtype)
+        self.value = Dense(joined, axes, fan_in_normal, self.dtype)
+        self.out = Dense(self.features, ("joined_kv", "embed"), fan_in_normal, self.dtype)
+        self.dropout = shared_along_length(self.dropout_rate)
+
+    def project_query(self, x_BxQxD: jax.Array) -> jax.Array:
+        """Queries [B, Q, H, P] of [B, Q, D]."""
+        return self._split(self.query(x_BxQxD))
+
+    def project_key_value(self, x_BxKxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values, each [B, K, H, P], of [B, K, D]."""
+        return self._split(self.key(x_BxKxD)), self._split(self.value(x_BxKxD))
+
+    def __call__(
+        self,
+        x_BxQxD: jax.Array,
+        source_BxKxD: jax.Array,
+        *,
+        bias: jax.Array | None = None,
+        mask_BxK: jax.Array | None = None,
+        deterministic: bool,
+    ) -> jax.Array:
+        """Attends from x to source.
+
+        Args:
+          x_BxQxD: where the queries come from.
+          source_BxKxD: where the keys and values come from.
+          bias: float32 [1, H, Q, K], added to the logits.
+          mask_BxK: bool, False where a key must not be seen.
+          deterministic: False applies dropout.
+
+        Returns:
+          [B, Q, D].
+        """
+        key_BxKxHxP, value_BxKxHxP = self.project_key_value(source_BxKxD)
+        return self.attend(
+            self.project_query(x_BxQxD),
+            key_BxKxHxP,
+            value_BxKxHxP,
+            bias=bias,
+            mask_BxK=mask_BxK,
+            deterministic=deterministic,
+        )
+
+    def attend(
+        self,
+        query_BxQxHxP: jax.Array,
+        key_BxKxHxP: jax.Array,
+        value_BxKxHxP: jax.Array,
+        *,
+        bias: jax.Array | None = None,
+        mask_BxK: jax.Array | None = None,
+        deterministic: bool,
+    ) -> jax.Array:
+        """As `__call__`, from projected queries, keys and values."""
+        logits_BxHxQxK = jnp.einsum(
+            "BQHP,BKHP->BHQK", query_BxQxHxP, key_BxKxHxP, preferred_element_type=jnp.float32
+        )
+        if bias is not None:
+            logits_BxHxQxK += bias
+        if mask_BxK is not None:
+            logits_BxHxQxK = jnp.where(mask_BxK[:, None, None, :], logits_BxHxQxK, MASKED_LOGIT)
+        weights_BxHxQxK = jax.nn.softmax(logits_BxHxQxK).astype(self.dtype)
+        weights_BxHxQxK = self.dropout(weights_BxHxQxK, deterministic)
+        return self._join(jnp.einsum("BHQK,BKHP->BQHP", weights_BxHxQxK, value_BxKxHxP))
+
+    def attend_own_beam(
+        self,
+        query_BxMxHxP: jax.Array,
+        key_BxMxLxHxP: jax.Array,
+        value_BxMxLxHxP: jax.Array,
+        bias_HxL: jax.Array,
+    ) -> jax.Array:
+        """One decoding step in which every beam attends to its own keys.
+
+        Args:
+          query_BxMxHxP: queries of the current position.
+          key_BxMxLxHxP: keys of all positions; those to come are hidden by the bias.
+          value_BxMxLxHxP: their values.
+          bias_HxL: float32, position bias and causal mask of the current position.
+
+        Returns:
+          [B, M, D].
+        """
+        logits_BxMxHxL = jnp.einsum(
+            "BMHP,BMLHP->BMHL", query_BxMxHxP, key_BxMxLxHxP, preferred_element_type=jnp.float32
+        )
+        weights_BxMxHxL = jax.nn.softmax(logits_BxMxHxL + bias_HxL).astype(self.dtype)
+        return self._join(jnp.einsum("BMHL,BMLHP->BMHP", weights_BxMxHxL, value_BxMxLxHxP))
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
+        return nn.with_logical_constraint(x, ("batch", "length", "heads", "kv"))
+
+    def _join(self, x: jax.Array) -> jax.Array:
+        return self.out(x.reshape(*x.shape[:-2], self.num_heads * self.head_dim))
+
+
+def relative_position_buckets(
+    distances: np.ndarray, *, bidirectional: bool, num_buckets: int, max_distance: int
+) -> np.ndarray:
+    """The bucket of each distance, as in Mesh TensorFlow's T5.
+
+    Half of the buckets hold one distance each, the other half grow logarithmically up to
+    max_distance; all distances beyond share the last one.
+
+    Args:
+      distances: int [...], position of the key minus position of the query.
+      bidirectional: True gives keys after the query buckets of their own (encoder); False puts
+        them all into bucket 0 (decoder, where they are masked).
+      num_buckets: number of buckets.
+      max_distance: distance from which on all share a bucket.
+
+    Returns:
+      int32 [...], in [0, num_buckets).
+    """
+    distances = np.asarray(distances)
+    if bidirectional:
+        num_buckets //= 2
+        offset = np.where(distances > 0, num_buckets, 0)
+        distances = np.abs(distances)
+    else:
+        offset = 0
+        distances = np.maximum(-distances, 0)
+    exact = num_buckets // 2
+    # In float32, as where the published weights were trained: the boundaries depend on it.
+    ratio = np.maximum(distances, 1).astype(np.float32) / np.float32(exact)
+    growth = np.log(ratio) / np.float32(np.log(max_distance / exact))
+    logarithmic = exact + (growth * np.float32(num_buckets - exact)).astype(np.int32)
+    logarithmic = np.minimum(logarithmic, num_buckets - 1)
+    return (offset + np.where(distances < exact, distances, logarithmic)).astype(np.int32)
+
+
+class RelativePositionBias(nn.Module):
+    """One learned bias a head and bucket of distances, shared by all layers of a stack.
+
+    Attributes:
+      num_heads: heads H.
+      num_buckets: see `relative_position_buckets`.
+      max_distance: see `relative_position_buckets`.
+      bidirectional: True in the encoder. In the decoder the bias is the causal mask as well.
+    """
+
+    num_heads: int
+    num_buckets: int
+    max_distance: int
+    bidirectional: bool
+
+    def setup(self) -> None:
+        self.rel_embedding = self.param(
+            "rel_embedding",
+            nn.with_logical_partitioning(
+                nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+                ("heads", "relpos_buckets"),
+            ),
+            (self.num_heads, self.num_buckets),
+            jnp.float32,
+        )
+
+    def __call__(self, length: int) -> jax.Array:
+        """The bias between all pairs of `length` positions, float32 [1, H, length, length].
+
+        The bias depends on the distance alone: each distance is looked up once, then the row of
+        them is laid out as a matrix by copying and reshaping, whose gradient is a sum. (A lookup
+        of all pairs would have a scatter of length**2 updates as its gradient.)
+        """
+        distances = np.arange(1 - length, length + 1)  # the last is never used
+        row_HxW = jnp.take(self.rel_embedding, self._buckets(distances), axis=1)
+        if not self.bidirectional:
+            row_HxW = jnp.where(distances > 0, MASKED_LOGIT, row_HxW)
+        # In `length` copies of the row, a step of W - 1 is one query on with the same key.
+        heads, width = row_HxW.shape
+        flat = jnp.broadcast_to(row_HxW[:, None], (heads, length, width)).reshape(heads, -1)
+        flat = flat[:, length - 1 :][:, : length * (width - 1)]
+        return flat.reshape(heads, length, width - 1)[None, :, :, :length]
+
+    def step(self, position: jax.Array, length: int) -> jax.Array:
+        """Row `position` (int32 scalar) of the decoder's bias, float32 [H, length]."""
+        keys = np.arange(length)
+        buckets = self._buckets(keys[None, :] - keys[:, None])
+        bias = jnp.take(self.rel_embedding, jnp.asarray(buckets)[position], axis=1)
+        return jnp.where(keys > position, MASKED_LOGIT, bias)
+
+    def _buckets(self, distances: np.ndarray) -> np.ndarray:
+        return relative_position_buckets(
+            distances,
+            bidirectional=self.bidirectional,
+            num_buckets=self.num_buckets,
+            max_distance=self.max_distance,
+        )

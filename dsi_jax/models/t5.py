@@ -1,0 +1,347 @@
+"""The encoder and decoder of T5 v1.0 and v1.1 (Raffel et al., 2020; Shazeer, 2020).
+
+v1.0 has a ReLU mlp and ties the output head to the token embeddings; v1.1 has a gated-GELU mlp and
+a head of its own. Parameter paths, initial values and dropout are T5X's. Shape letters as in
+`dsi_jax.models.layers`.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dsi_jax.models import layers
+
+LayerCache = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """The architecture of a T5.
+
+    Attributes:
+      vocab_size: tokens of the text vocabulary.
+      emb_dim: width D.
+      num_heads: heads H.
+      head_dim: head size P.
+      mlp_dim: hidden width F of the mlp.
+      num_encoder_layers: layers of the encoder.
+      num_decoder_layers: layers of the decoder.
+      mlp_activations: ("relu",) for v1.0, ("gelu", "linear") for v1.1.
+      tie_embeddings: True (v1.0) uses the output tokens' embeddings, times D**-0.5, as the head.
+      dropout_rate: in [0, 1).
+      dtype: "float32" or "bfloat16", of the matrix products; parameters are float32.
+      remat: True keeps only each layer's input for the backward pass and computes the rest anew.
+      relpos_buckets: buckets of relative positions.
+      relpos_max_distance: distance from which on all share a bucket.
+      layer_norm_epsilon: added to the mean square.
+
+    Raises:
+      ValueError: a value is out of its range.
+    """
+
+    vocab_size: int
+    emb_dim: int
+    num_heads: int
+    head_dim: int
+    mlp_dim: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    mlp_activations: tuple[str, ...] = ("relu",)
+    tie_embeddings: bool = True
+    dropout_rate: float = 0.1
+    dtype: str = "float32"
+    remat: bool = False
+    relpos_buckets: int = 32
+    relpos_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (type(value) is not int or value < 1):
+                raise ValueError(f"T5Config.{field.name} is {value!r}; expected a positive integer")
+        object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
+        unknown = [name for name in self.mlp_activations if name not in layers.ACTIVATIONS]
+        if unknown or not self.mlp_activations:
+            raise ValueError(
+                f"T5Config.mlp_activations is {self.mlp_activations!r}; expected names among "
+                f"{sorted(layers.ACTIVATIONS)}"
+            )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"T5Config.dtype is {self.dtype!r}; expected 'float32' or 'bfloat16'")
+        if not 0.0 <= self.dropout_rate < 1.0:
+            raise ValueError(
+                f"T5Config.dropout_rate is {self.dropout_rate!r}; expected a number in [0, 1)"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict that `json` can write."""
+        return dataclasses.asdict(self) | {"mlp_activations": list(self.mlp_activations)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "T5Config":
+        """The config of a dict made by `to_json`.
+
+        Raises:
+          ValueError: the dict has fields unknown here, or lacks some.
+        """
+        return cls(**check_fields(cls, value))
+
+
+def check_fields(cls: type, value: dict[str, Any]) -> dict[str, Any]:
+    """`value`, if its keys are fields of the dataclass `cls` and none without default is absent.
+
+    Raises:
+      ValueError: otherwise, naming the fields.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    required = {
+        field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING
+    }
+    unknown, absent = sorted(set(value) - known), sorted(required - set(value))
+    if unknown or absent:
+        raise ValueError(f"{cls.__name__}: unknown fields {unknown}, absent fields {absent}")
+    return dict(value)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and mlp, each with a layer norm before and a residual around it."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        config = self.config
+        self.pre_attention_layer_norm = _layer_norm(config)
+        self.attention = _attention(config)
+        self.pre_mlp_layer_norm = _layer_norm(config)
+        self.mlp = _mlp(config)
+        self.dropout = layers.shared_along_length(config.dropout_rate)
+
+    def __call__(
+        self, x_BxSxD: jax.Array, bias_1xHxSxS: jax.Array, mask_BxS: jax.Array, deterministic: bool
+    ) -> jax.Array:
+        """Maps [B, S, D] to [B, S, D]."""
+        y_BxSxD = self.pre_attention_layer_norm(x_BxSxD)
+        y_BxSxD = self.attention(
+            y_BxSxD, y_BxSxD, bias=bias_1xHxSxS, mask_BxK=mask_BxS, deterministic=deterministic
+        )
+        x_BxSxD += self.dropout(y_BxSxD, deterministic)
+        y_BxSxD = self.mlp(self.pre_mlp_layer_norm(x_BxSxD), deterministic=deterministic)
+        x_BxSxD += self.dropout(y_BxSxD, deterministic)
+        return nn.with_logical_constraint(x_BxSxD, ("batch", "length", "embed"))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, attention to the encoder and mlp; in full or one cached step at a time."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        config = self.config
+        self.pre_self_attention_layer_norm = _layer_norm(config)
+        self.self_attention = _attention(config)
+        self.pre_cross_attention_layer_norm = _layer_norm(config)
+        self.encoder_decoder_attention = _attention(config)
+        self.pre_mlp_layer_norm = _layer_norm(config)
+        self.mlp = _mlp(config)
+        self.dropout = layers.shared_along_length(config.dropout_rate)
+
+    def __call__(
+        self,
+        x_BxLxD: jax.Array,
+        bias_1xHxLxL: jax.Array,
+        memory_BxSxD: jax.Array,
+        mask_BxS: jax.Array,
+        deterministic: bool,
+    ) -> jax.Array:
+        """Maps [B, L, D] to [B, L, D]; the bias holds the causal mask."""
+        y_BxLxD = self.pre_self_attention_layer_norm(x_BxLxD)
+        y_BxLxD = self.self_attention(
+            y_BxLxD, y_BxLxD, bias=bias_1xHxLxL, deterministic=deterministic
+        )
+        x_BxLxD += self.dropout(y_BxLxD, deterministic)
+        y_BxLxD = self.encoder_decoder_attention(
+            self.pre_cross_attention_layer_norm(x_BxLxD),
+            memory_BxSxD,
+            mask_BxK=mask_BxS,
+            deterministic=deterministic,
+        )
+        x_BxLxD += self.dropout(y_BxLxD, deterministic)
+        y_BxLxD = self.mlp(self.pre_mlp_layer_norm(x_BxLxD), deterministic=deterministic)
+        x_BxLxD += self.dropout(y_BxLxD, deterministic)
+        return nn.with_logical_constraint(x_BxLxD, ("batch", "length", "embed"))
+
+    def project_memory(self, memory_BxSxD: jax.Array) -> LayerCache:
+        """Keys and values of the encoder's memory, {"key", "value"} each [B, S, H, P]."""
+        key, value = self.encoder_decoder_attention.project_key_value(memory_BxSxD)
+        return {"key": key, "value": value}
+
+    def step(
+        self,
+        x_BxMxD: jax.Array,
+        bias_HxL: jax.Array,
+        own: LayerCache,
+        cross: LayerCache,
+        mask_BxS: jax.Array,
+        position: jax.Array,
+    ) -> tuple[jax.Array, LayerCache]:
+        """One position of all beams.
+
+        Args:
+          x_BxMxD: the current position's input.
+          bias_HxL: row of the self-attention's bias.
+          own: {"key", "value"}, each [B, M, L, H, P], filled up to `position`.
+          cross: as from `project_memory`; the beams share it, being its queries' positions.
+          mask_BxS: the memory's mask.
+          position: int32 scalar.
+
+        Returns:
+          [B, M, D], and `own` with the current position written.
+        """
+        attention = self.self_attention
+        y_BxMxD = self.pre_self_attention_layer_norm(x_BxMxD)
+        key_BxMxHxP, value_BxMxHxP = attention.project_key_value(y_BxMxD)
+        own = {
+            "key": _write(own["key"], key_BxMxHxP, position),
+            "value": _write(own["value"], value_BxMxHxP, position),
+        }
+        query_BxMxHxP = attention.project_query(y_BxMxD)
+        x_BxMxD += attention.attend_own_beam(query_BxMxHxP, own["key"], own["value"], bias_HxL)
+
+        attention = self.encoder_decoder_attention
+        query_BxMxHxP = attention.project_query(self.pre_cross_attention_layer_norm(x_BxMxD))
+        x_BxMxD += attention.attend(
+            query_BxMxHxP, cross["key"], cross["value"], mask_BxK=mask_BxS, deterministic=True
+        )
+        x_BxMxD += self.mlp(self.pre_mlp_layer_norm(x_BxMxD), deterministic=True)
+        return x_BxMxD, own
+
+
+class Encoder(nn.Module):
+    """T5's encoder, from embeddings to memory."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        config = self.config
+        layer = _layer_class(EncoderLayer, config, deterministic_argument=4)
+        self.relpos_bias = _relative_position_bias(config, bidirectional=True)
+        self.layers = [layer(config) for _ in range(config.num_encoder_layers)]
+        self.encoder_norm = _layer_norm(config)
+        self.dropout = layers.shared_along_length(config.dropout_rate)
+
+    def __call__(
+        self, embedded_BxSxD: jax.Array, mask_BxS: jax.Array, *, deterministic: bool
+    ) -> jax.Array:
+        """Maps token embeddings [B, S, D], of which mask (bool) marks the real ones, to memory."""
+        bias_1xHxSxS = self.relpos_bias(embedded_BxSxD.shape[1])
+        x_BxSxD = self.dropout(embedded_BxSxD, deterministic)
+        for layer in self.layers:
+            x_BxSxD = layer(x_BxSxD, bias_1xHxSxS, mask_BxS, deterministic)
+        return self.dropout(self.encoder_norm(x_BxSxD), deterministic)
+
+
+class Decoder(nn.Module):
+    """T5's decoder, from embeddings to the last hidden state, and its own head if untied.
+
+    Attributes:
+      config: the architecture.
+      output_vocab_size: V of the head; unused where the head is tied to an embedder.
+    """
+
+    config: T5Config
+    output_vocab_size: int
+
+    def setup(self) -> None:
+        config = self.config
+        layer = _layer_class(DecoderLayer, config, deterministic_argument=5)
+        self.relpos_bias = _relative_position_bias(config, bidirectional=False)
+        self.layers = [layer(config) for _ in range(config.num_decoder_layers)]
+        self.decoder_norm = _layer_norm(config)
+        self.dropout = layers.shared_along_length(config.dropout_rate)
+        if not config.tie_embeddings:
+            self.logits_dense = layers.Dense(
+                self.output_vocab_size,
+                ("embed", "vocab"),
+                dtype=config.dtype,
+                output_dtype=jnp.float32,
+            )
+
+    def __call__(
+        self,
+        embedded_BxLxD: jax.Array,
+        memory_BxSxD: jax.Array,
+        mask_BxS: jax.Array,
+        *,
+        deterministic: bool,
+    ) -> jax.Array:
+        """Maps embeddings of the decoder inputs [B, L, D] to hidden states [B, L, D]."""
+        bias_1xHxLxL = self.relpos_bias(embedded_BxLxD.shape[1])
+        x_BxLxD = self.dropout(embedded_BxLxD, deterministic)
+        for layer in self.layers:
+            x_BxLxD = layer(x_BxLxD, bias_1xHxLxL, memory_BxSxD, mask_BxS, deterministic)
+        return self.dropout(self.decoder_norm(x_BxLxD), deterministic)
+
+    def project_memory(self, memory_BxSxD: jax.Array) -> dict[str, LayerCache]:
+        """The cross-attention's keys and values of every layer, by `layers_<i>`."""
+        return {
+            f"layers_{index}": layer.project_memory(memory_BxSxD)
+            for index, layer in enumerate(self.layers)
+        }
+
+    def step(
+        self,
+        embedded_BxMxD: jax.Array,
+        own: dict[str, LayerCache],
+        cross: dict[str, LayerCache],
+        mask_BxS: jax.Array,
+        position: jax.Array,
+    ) -> tuple[jax.Array, dict[str, LayerCache]]:
+        """One position of all beams; see `DecoderLayer.step`. Never applies dropout."""
+        length = own["layers_0"]["key"].shape[2]
+        bias_HxL = self.relpos_bias.step(position, length)
+        x_BxMxD, updated = embedded_BxMxD, {}
+        for index, layer in enumerate(self.layers):
+            name = f"layers_{index}"
+            x_BxMxD, updated[name] = layer.step(
+                x_BxMxD, bias_HxL, own[name], cross[name], mask_BxS, position
+            )
+        return self.decoder_norm(x_BxMxD), updated
+
+
+def _write(cache_BxMxLxHxP: jax.Array, new_BxMxHxP: jax.Array, position: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(cache_BxMxLxHxP, new_BxMxHxP, position, axis=2)
+
+
+def _layer_class(
+    layer: type[nn.Module], config: T5Config, deterministic_argument: int
+) -> type[nn.Module]:
+    """`layer`, its backward pass by config.remat; the argument is counted with self as 0."""
+    if not config.remat:
+        return layer
+    return nn.remat(layer, static_argnums=(deterministic_argument,))
+
+
+def _layer_norm(config: T5Config) -> layers.LayerNorm:
+    return layers.LayerNorm(config.layer_norm_epsilon, config.dtype)
+
+
+def _attention(config: T5Config) -> layers.Attention:
+    return layers.Attention(
+        config.num_heads, config.head_dim, config.emb_dim, config.dropout_rate, config.dtype
+    )
+
+
+def _mlp(config: T5Config) -> layers.Mlp:
+    return layers.Mlp(config.mlp_dim, config.mlp_activations, config.dropout_rate, config.dtype)
+
+
+def _relative_position_bias(
+    config: T5Config, *, bidirectional: bool
+) -> layers.RelativePositionBias:
+    return layers.RelativePositionBias(
+        config.num_heads, config.relpos_buckets, config.relpos_max_distance, bidirectional
+    )
