@@ -1,0 +1,195 @@
+"""One training step: the gradient of the mean token loss, and the update."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from dsi_jax.training import losses, partitioning
+from dsi_jax.training.losses import Mean
+from dsi_jax.training.state import TrainState
+
+Metrics = dict[str, Mean]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """A compiled step; `step(state, batch)` gives the next state and the metrics.
+
+    The state's buffers are donated: after the call only the new state may be used. Nothing waits
+    for the device.
+
+    Attributes:
+      jitted: the function under jit.
+      mesh: where it runs.
+      rules: logical axis rules of the model's activations.
+    """
+
+    jitted: Any
+    mesh: Mesh
+    rules: partitioning.LogicalRules
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        """Runs one step.
+
+        Args:
+          state: the state; consumed.
+          batch: tree of global arrays with `decoder` (`targets` int32 [B, L], `weights`
+            [B, L]), `is_indexing` [B] and what the model reads.
+
+        Returns:
+          (state, metrics): see `make_train_step`.
+        """
+        with partitioning.activate(self.mesh, self.rules):
+            return self.jitted(state, batch)
+
+    def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
+        """The step lowered for arrays or shapes, not compiled (FLOPs, ahead-of-time compile)."""
+        with partitioning.activate(self.mesh, self.rules):
+            return self.jitted.lower(state, batch)
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    state_shardings: TrainState,
+    *,
+    mesh: Mesh,
+    rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
+    learning_rate: optax.Schedule,
+    microbatches: int = 1,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> TrainStep:
+    """Builds the training step.
+
+    The loss is the mean over the target tokens of the global batch, however it is split. With
+    microbatches the gradient is summed over equal parts of the batch, one part's activations at a
+    time: the same update as the whole batch's, but for dropout and rounding.
+
+    Args:
+      model: a module called as `model(batch, deterministic=...)`, giving logits [B, L, V].
+      optimizer: the transformation; it holds the learning rate.
+      state_shardings: a TrainState of NamedShardings (`state.shardings_of`).
+      mesh: the mesh.
+      rules: logical axis rules, fitted to the model.
+      learning_rate: the optimizer's schedule, only logged here.
+      microbatches: number of parts; it divides the batch of each device.
+      z_loss: coefficient of the z-loss.
+      label_smoothing: probability taken from the right token.
+
+    Returns:
+      The step. Its metrics are those of `losses.cross_entropy`, and `grad_norm` (before
+      clipping), `param_norm` and `learning_rate`, each a Mean of float32 [] on the device.
+
+    Raises:
+      ValueError: microbatches is below 1.
+    """
+    if microbatches < 1:
+        raise ValueError(f"microbatches is {microbatches}, expected at least 1")
+
+    def loss_sum(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        logits_BxLxV = model.apply(
+            {"params": params}, batch, deterministic=False, rngs={"dropout": key}
+        )
+        decoder = batch["decoder"]
+        return losses.cross_entropy(
+            logits_BxLxV,
+            decoder["targets"],
+            decoder["weights"],
+            batch["is_indexing"],
+            z_loss=z_loss,
+            label_smoothing=label_smoothing,
+        )
+
+    gradient_sum = jax.grad(loss_sum, has_aux=True)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        if microbatches == 1:
+            grads, metrics = gradient_sum(state.params, batch, key)
+        else:
+            grads, metrics = _accumulate(gradient_sum, state.params, batch, key, microbatches)
+        # The sum is divided once, by the tokens of the whole batch: parts need not be equal.
+        tokens = jnp.maximum(metrics["loss"].count, 1.0)
+        grads = jax.tree.map(lambda grad: grad / tokens, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics |= {
+            "grad_norm": _single(optax.tree.norm(grads)),
+            "param_norm": _single(optax.tree.norm(state.params)),
+            "learning_rate": _single(learning_rate(state.step)),
+        }
+        new_state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+        )
+        return new_state, metrics
+
+    jitted = jax.jit(
+        step,
+        out_shardings=(state_shardings, partitioning.replicated(mesh)),
+        donate_argnums=0,
+    )
+    return TrainStep(jitted, mesh, rules)
+
+
+def summarize(metrics: Metrics) -> dict[str, float]:
+    """The values of a step's metrics; waits for the device.
+
+    Args:
+      metrics: of one step, or sums over several.
+
+    Returns:
+      name -> mean, without those that had nothing to average (a batch without indexing examples
+      has no `loss_indexing`).
+    """
+    host = jax.device_get(metrics)
+    return {
+        name: float(np.float64(mean.total) / np.float64(mean.count))
+        for name, mean in host.items()
+        if mean.count > 0
+    }
+
+
+def _accumulate(
+    gradient_sum: Any, params: Any, batch: Any, key: jax.Array, microbatches: int
+) -> tuple[Any, Metrics]:
+    """Sums gradients and metrics over the microbatches, one after the other."""
+    parts = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _split(path, leaf, microbatches), batch
+    )
+
+    def add(total: Any, part: tuple[jax.Array, Any]) -> tuple[Any, None]:
+        index, microbatch = part
+        result = gradient_sum(params, microbatch, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, result), None
+
+    first = jax.tree.map(lambda leaf: leaf[0], parts)
+    shapes = jax.eval_shape(gradient_sum, params, first, key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(microbatches), parts))
+    return total
+
+
+def _split(path: Any, leaf: jax.Array, microbatches: int) -> jax.Array:
+    """[B, ...] -> [microbatches, B / microbatches, ...], taking every microbatches-th row.
+
+    So each device's rows stay on it: contiguous parts would move the batch across the mesh.
+    """
+    rows = leaf.shape[0]
+    if rows % microbatches:
+        raise ValueError(
+            f"batch{jax.tree_util.keystr(path)} has {rows} rows, which {microbatches} "
+            "microbatches do not divide"
+        )
+    return jnp.moveaxis(leaf.reshape(rows // microbatches, microbatches, *leaf.shape[1:]), 1, 0)
+
+
+def _single(value: jax.Array) -> Mean:
+    return Mean(value.astype(jnp.float32), jnp.ones([], jnp.float32))
