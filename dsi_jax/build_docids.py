@@ -1,0 +1,17 @@
+"""`python -m dsi_jax.build_docids --gin_file=experiments/own_text.gin --gin.CORPUS=DIR ...`"""
+
+import sys
+from collections.abc import Sequence
+
+from dsi_jax import cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Builds a docid table (and what it needs) and prints its health report."""
+    return cli.launch(
+        "dsi_jax.prepare:build_docids", "Build a docid table.", argv, prog="dsi-jax docids"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

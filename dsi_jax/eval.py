@@ -1,0 +1,17 @@
+"""`python -m dsi_jax.eval --gin_file=runs/eval.gin --gin.MODEL_DIR=runs/demo`"""
+
+import sys
+from collections.abc import Sequence
+
+from dsi_jax import cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluates a checkpoint on a split of a corpus or task."""
+    return cli.launch(
+        "dsi_jax.inference:evaluate", "Evaluate a checkpoint.", argv, prog="dsi-jax eval"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""Evaluation through `seqio.Evaluator`, so that any project's `metric_fns` just work.
+
+A task's predictions are ranked rows of the corpus; its own `postprocess_fn` and `metric_fns` make
+figures of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import seqio
+
+from dsi_jax import searcher as searcher_lib
+from dsi_jax.data import converters, features, metrics
+from dsi_jax.docids.table import DocidTable
+from dsi_jax.models.dsi import DSIModel
+from dsi_jax.tokenizers import Tokenizer
+
+Figures = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How documents are ranked, and for how many queries.
+
+    Attributes:
+      beam_size: M, beams a query; Hits@k needs M >= k.
+      constraint: "trie" or "free".
+      batch_size: queries a device step.
+      num_queries: at most so many queries of a split while training goes on; None: all.
+      num_documents: documents asked back in the memorisation figure; None: all.
+      unconstrained: at the end, decode freely too and report the rate of invalid docids.
+      last: evaluations in the mean that stands beside the best.
+    """
+
+    beam_size: int = 100
+    constraint: str = "trie"
+    batch_size: int = 64
+    num_queries: int | None = 1000
+    num_documents: int | None = 1000
+    unconstrained: bool = True
+    last: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A split of a seqio task to evaluate.
+
+    Attributes:
+      task: the registered name.
+      split: one of its splits.
+      num_examples: a seeded sample of so many; None: all.
+    """
+
+    task: str
+    split: str
+    num_examples: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What the figures and files of this target are called."""
+        return f"{self.task}_{self.split}"
+
+
+class Predictor:
+    """Ranks rows for the flat examples of a task.
+
+    Args:
+      model: the model.
+      table: its docids.
+      tokenizer: its vocabulary.
+      feature_lengths: tokens kept of each feature.
+      beam_size: rows a query.
+      constraint: "trie" or "free".
+      batch_size: queries a device step; the last batch is padded to it.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: DSIModel,
+        table: DocidTable,
+        tokenizer: Tokenizer,
+        feature_lengths: Mapping[str, int],
+        beam_size: int,
+        constraint: str,
+        batch_size: int,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._length = feature_lengths["inputs"]
+        self._batch_size = batch_size
+        self._searcher = searcher_lib.Searcher(
+            model, table, beam_size=min(beam_size, table.num_documents), constraint=constraint
+        )
+
+    def rank(
+        self, params: Any, examples: Sequence[Mapping[str, np.ndarray]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows int32 [n, M] and scores float32 [n, M] for n flat examples, best first.
+
+        A row of -1 stands for no document.
+        """
+        rows, scores = [], []
+        for start in range(0, len(examples), self._batch_size):
+            chunk = examples[start : start + self._batch_size]
+            columns = {name: np.stack([e[name] for e in chunk]) for name in chunk[0]}
+            tokens_BxS = converters.encode_inputs(
+                columns[features.INPUTS], self._tokenizer, self._length
+            )
+            batch = searcher_lib.text_batch(searcher_lib.pad_rows(tokens_BxS, self._batch_size))
+            result = searcher_lib.to_host(self._searcher.search(params, batch))
+            rows.append(result.rows[: len(chunk)])
+            scores.append(result.scores[: len(chunk)])
+        return np.concatenate(rows), np.concatenate(scores)
+
+
+class Evaluator:
+    """Evaluates targets and leaves their files in one directory, as T5X does.
+
+    `<name>-metrics.jsonl`, `<name>-<step>.jsonl` and TensorBoard events come from seqio's loggers;
+    a TREC run file `<name>-<step>.trec` stands beside them.
+
+    Args:
+      targets: what to evaluate.
+      keys: the document key of each row.
+      feature_lengths: tokens kept of each feature.
+      output_dir: where the files go; None: nowhere.
+      seed: of the samples.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        *,
+        keys: Sequence[str],
+        feature_lengths: Mapping[str, int],
+        output_dir: Path | None,
+        seed: int = 42,
+    ) -> None:
+        self._keys, self._output_dir = keys, output_dir
+        self._evaluators = {
+            target: seqio.Evaluator(
+                target.task,
+                converters.DSIFeatureConverter(
+                    converters.is_tokenized(seqio.get_mixture_or_task(target.task))
+                ),
+                eval_split=target.split,
+                sequence_length=dict(feature_lengths),
+                num_examples=target.num_examples,
+                shuffle=target.num_examples is not None,
+                seed=seed,
+                async_compute_metrics=False,
+                logger_cls=()
+                if output_dir is None
+                else (functools.partial(_SplitLoggers, split=target.split),),
+                log_dir=None if output_dir is None else str(output_dir),
+            )
+            for target in targets
+        }
+
+    def evaluate(self, predictor: Predictor, params: Any, step: int) -> dict[str, Figures]:
+        """Figures by target name and metric."""
+        figures = {}
+        for target, evaluator in self._evaluators.items():
+            ranking: dict[str, np.ndarray] = {}
+
+            def predict_with_scores(dataset, ranking=ranking):
+                if not ranking:  # a task whose metrics want both kinds of output is ranked once
+                    numbered = list(dataset.as_numpy_iterator())
+                    rows, scores = predictor.rank(params, [example for _, example in numbered])
+                    ranking |= {"index": [int(i) for i, _ in numbered], "rows": rows}
+                    ranking["scores"] = scores
+                ranked = list(zip(ranking["index"], ranking["rows"].tolist(), strict=True))
+                return ranked, {"scores": ranking["scores"].tolist()}
+
+            future, _ = evaluator.evaluate(
+                compute_metrics=True,
+                step=step,
+                predict_fn=lambda dataset, ranked=predict_with_scores: ranked(dataset)[0],
+                predict_with_aux_fn=predict_with_scores,
+            )
+            figures[target.name] = {
+                name: float(np.asarray(getattr(value, "value", value)))
+                for name, value in future.result()[target.task].items()
+            }
+            if self._output_dir is not None:
+                self._write_trec_run(target, evaluator, ranking, step)
+        return figures
+
+    def _write_trec_run(
+        self, target: Target, evaluator: seqio.Evaluator, ranking: Mapping[str, Any], step: int
+    ) -> None:
+        examples = evaluator.cached_task_datasets[target.task].as_numpy_iterator()
+        names = [
+            example[features.QUERY_ID][0].decode() if features.QUERY_ID in example else str(i)
+            for i, example in enumerate(examples)
+        ]
+        metrics.write_trec_run(
+            self._output_dir / f"{target.name}-{step:06}.trec",
+            [names[i] for i in ranking["index"]],
+            ranking["rows"],
+            ranking["scores"],
+            self._keys,
+        )
+
+
+class _SplitLoggers(seqio.Logger):
+    """seqio's JSON and TensorBoard loggers, under names that tell a task's splits apart."""
+
+    def __init__(self, output_dir: str, *, split: str) -> None:
+        super().__init__(output_dir)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        self._split = split
+        self._loggers = (seqio.JSONLogger(output_dir), seqio.TensorBoardLogger(output_dir))
+
+    def __call__(self, task_name: str, *args: Any, **kwargs: Any) -> None:
+        for logger in self._loggers:
+            logger(f"{task_name}_{self._split}", *args, **kwargs)
+
+
+def history(output_dir: Path, name: str) -> list[Figures]:
+    """Figures of all evaluations of a target so far by step; a repeated step's last line wins."""
+    path = output_dir / f"{name}-metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for _, line in sorted({line["step"]: line for line in lines}.items())]
+
+
+def mean_and_best(lines: Sequence[Figures], metric: str, last: int) -> tuple[float, float]:
+    """(mean over the last evaluations, best of all) of one metric."""
+    values = [line[metric] for line in lines if metric in line]
+    return float(np.mean(values[-last:])), float(np.max(values))

@@ -1,0 +1,205 @@
+"""Figures and rankings of a trained index: the `eval` and `infer` commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import seqio
+
+from dsi_jax import report
+from dsi_jax.data import corpora, metrics, registration
+from dsi_jax.data.bm25 import BM25
+from dsi_jax.evaluator import Evaluation, Evaluator, Figures, Predictor, Target
+from dsi_jax.retriever import Retriever
+from dsi_jax.training.checkpoints import check_writable
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    *,
+    model_dir: str,
+    corpus: str | None,
+    evaluation: Evaluation = Evaluation(),
+    mixture_or_task_name: str | None = None,
+    split: str = "test",
+    step: int | None = None,
+    docid_table: str | None = None,
+    output_dir: str | None = None,
+    random_seed: int = 42,
+    config_text: str = "",
+    dry_run: bool = False,
+) -> None:
+    """Evaluates a checkpoint on one split and prints the figures, beside BM25 for a corpus.
+
+    Args:
+      model_dir: MODEL_DIR of the run.
+      corpus: the corpus that the index holds; None where the task is another project's.
+      evaluation: beams, constraint and sizes.
+      mixture_or_task_name: what to evaluate; by default the corpus's retrieval task.
+      split: its split.
+      step: which checkpoint; None: the newest whole one.
+      docid_table: where the docid table lies, if not where the run had it.
+      output_dir: where the files go; by default MODEL_DIR/inference_eval.
+      random_seed: of the corpus's splits and of samples; as in training.
+      config_text: not kept: the training run's `config.gin` stands in MODEL_DIR.
+      dry_run: stop before ranking.
+
+    Raises:
+      ValueError, OSError: bad input, named.
+    """
+    del config_text
+    retriever = Retriever.load(model_dir, step=step, docid_table=docid_table, beam_size=1)
+    loaded = None
+    if corpus is not None:
+        loaded = corpora.load_corpus(corpus, seed=random_seed)
+        if loaded.hash != retriever.table.corpus_hash:
+            raise ValueError(
+                f"CORPUS {corpus!r} is {loaded.hash[:16]}; the index in {model_dir} holds the "
+                f"corpus {retriever.table.corpus_hash[:16]}"
+            )
+        registered = registration.register_corpus_tasks(loaded)
+        mixture_or_task_name = mixture_or_task_name or registered.retrieval
+    if mixture_or_task_name is None:
+        raise ValueError("CORPUS is None, so MIXTURE_OR_TASK_NAME must be given")
+    targets = _targets(mixture_or_task_name, split, evaluation.num_queries)
+    output = Path(output_dir) if output_dir else Path(model_dir) / "inference_eval"
+    if dry_run:
+        logger.info("would evaluate %s", ", ".join(target.name for target in targets))
+        return
+    check_writable(output)
+    lengths = {"inputs": retriever.input_length}
+    predictor = Predictor(
+        model=retriever.model,
+        table=retriever.table,
+        tokenizer=retriever.tokenizer,
+        feature_lengths=lengths,
+        beam_size=evaluation.beam_size,
+        constraint=evaluation.constraint,
+        batch_size=evaluation.batch_size,
+    )
+    evaluator = Evaluator(
+        targets,
+        keys=retriever.table.keys,
+        feature_lengths=lengths,
+        output_dir=output,
+        seed=random_seed,
+    )
+    figures = evaluator.evaluate(predictor, retriever.params, retriever.step)
+    for target in targets:
+        systems: dict[str, Figures] = {"DSI": figures[target.name]}
+        if loaded is not None and split in loaded.queries:
+            systems["BM25"] = BM25(loaded).evaluate(split)
+        logger.info("\n%s (percent)\n%s", target.name, report.retrieval_table(systems))
+    logger.info("files: %s", output)
+
+
+def infer(
+    *,
+    model_dir: str,
+    queries: str,
+    output_dir: str,
+    evaluation: Evaluation = Evaluation(),
+    num_results: int = 100,
+    step: int | None = None,
+    docid_table: str | None = None,
+    config_text: str = "",
+    dry_run: bool = False,
+) -> None:
+    """Ranks documents for a file of queries: `<stem>.jsonl` and the TREC run `<stem>.trec`.
+
+    Args:
+      model_dir: MODEL_DIR of the run.
+      queries: a file of queries: .jsonl with `_id` and `text` as in BEIR, .tsv of id and text, or
+        any other of one query a line (its number, from 1, is the id).
+      output_dir: where the two files go.
+      evaluation: its beam size and constraint.
+      num_results: documents a query.
+      step: which checkpoint; None: the newest whole one.
+      docid_table: where the docid table lies, if not where the run had it.
+      config_text: not kept.
+      dry_run: read the queries and the index, and stop.
+
+    Raises:
+      ValueError, OSError: bad input, named with its line.
+    """
+    del config_text
+    ids, texts = read_queries(Path(queries))
+    retriever = Retriever.load(
+        model_dir,
+        step=step,
+        docid_table=docid_table,
+        beam_size=max(num_results, evaluation.beam_size),
+        constraint=evaluation.constraint,
+    )
+    output = Path(output_dir)
+    if dry_run:
+        logger.info("would rank documents for %d queries into %s", len(ids), output)
+        return
+    check_writable(output)
+    ranked = retriever.search_batch(texts, num_results)
+    stem = output / Path(queries).stem
+    partial = stem.with_suffix(".jsonl.partial")
+    with partial.open("w") as file:
+        for query_id, text, hits in zip(ids, texts, ranked, strict=True):
+            results = [{"key": hit.key, "score": hit.score} for hit in hits]
+            print(json.dumps({"id": query_id, "text": text, "hits": results}), file=file)
+    partial.rename(stem.with_suffix(".jsonl"))
+    rows = np.full((len(ids), num_results), -1, np.int32)
+    scores = np.full((len(ids), num_results), -np.inf, np.float32)
+    for i, hits in enumerate(ranked):
+        rows[i, : len(hits)] = [hit.row for hit in hits]
+        scores[i, : len(hits)] = [hit.score for hit in hits]
+    metrics.write_trec_run(stem.with_suffix(".trec"), ids, rows, scores, retriever.table.keys)
+    logger.info("ranked %d queries: %s.jsonl, %s.trec", len(ids), stem, stem)
+
+
+def read_queries(path: Path) -> tuple[list[str], list[str]]:
+    """(ids, texts) of a file of queries; see `infer`.
+
+    Raises:
+      ValueError: a malformed line, named with its number, or no query at all.
+      FileNotFoundError: there is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"QUERIES {path} does not exist")
+    pairs = list(_read_pairs(path))
+    if not pairs:
+        raise ValueError(f"QUERIES {path} holds no query")
+    return [query_id for query_id, _ in pairs], [text for _, text in pairs]
+
+
+def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        if path.suffix == ".jsonl":
+            try:
+                record = json.loads(line)
+                query_id, text = record["_id"], record["text"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}:{number}: expected an object with _id and text, found {line[:80]!r}"
+                ) from error
+        elif path.suffix == ".tsv":
+            query_id, tab, text = line.partition("\t")
+            if not tab:
+                raise ValueError(f"{path}:{number}: expected id, tab, text, found {line[:80]!r}")
+        else:
+            query_id, text = str(number), line
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{path}:{number}: the text of query {query_id!r} is empty")
+        yield str(query_id), text.strip()
+
+
+def _targets(name: str, split: str, limit: int | None) -> Sequence[Target]:
+    tasks = seqio.get_subtasks(seqio.get_mixture_or_task(name))
+    targets = [Target(t.name, split, limit) for t in tasks if split in t.splits and t.metric_fns]
+    if not targets:
+        splits = sorted({s for task in tasks for s in task.splits})
+        raise ValueError(f"{name!r} has no split {split!r} with metrics; it has {splits}")
+    return targets

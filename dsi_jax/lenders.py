@@ -1,0 +1,147 @@
+"""Weights to start from: a checkpoint of ours, or a T5 of Hugging Face."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from dsi_jax.convert import huggingface
+from dsi_jax.docids.table import DocidTable
+from dsi_jax.models.dsi import DSIConfig
+from dsi_jax.models.t5 import T5Config
+from dsi_jax.tokenizers import Tokenizer
+from dsi_jax.training import assignment, checkpoints
+
+AssignmentMap = Sequence[tuple[str, str | None]]
+# Of a docid vocabulary of its own; what is borrowed for it depends on the table.
+_DOCID_PARAMETERS = ("docid_embedder/embedding", "decoder/logits_dense/kernel")
+_DIGIT_KINDS = ("naive", "semantic")
+
+
+@dataclasses.dataclass(frozen=True)
+class Borrower:
+    """Who borrows: the new model's configuration, docid table and tokenizer."""
+
+    config: DSIConfig
+    table: DocidTable
+    tokenizer: Tokenizer
+
+
+class Lender(Protocol):
+    """Weights that can be borrowed; `t5` is the architecture they belong to."""
+
+    t5: T5Config
+
+    def vocab_size_for(self, tokenizer: Tokenizer) -> int:
+        """Rows of the embedding that the borrower must have.
+
+        Raises:
+          ValueError: the tokenizer has ids that the weights have no row for.
+        """
+
+    def lend(self, borrower: Borrower, params: Any, assignment_map: AssignmentMap | None) -> Any:
+        """`params` of a new model with what is borrowed put in its place.
+
+        Raises:
+          ValueError: a pattern matches nothing, or shapes differ.
+        """
+
+
+def open_lender(path: str | Path) -> Lender:
+    """Opens a checkpoint of ours, a MODEL_DIR, or a Hugging Face directory.
+
+    Raises:
+      ValueError, FileNotFoundError: it is none of these; the path is named.
+    """
+    path = Path(path)
+    if (path / "config.json").is_file():
+        return HuggingFaceLender(path)
+    if path.is_dir():
+        return CheckpointLender(checkpoints.latest_checkpoint(path))
+    raise FileNotFoundError(
+        f"INITIAL_CHECKPOINT_PATH {path} does not exist; expected a checkpoint, a MODEL_DIR or a "
+        "Hugging Face directory with config.json"
+    )
+
+
+class HuggingFaceLender:
+    """A T5 in Hugging Face's format; digits of docids borrow the rows of T5's digits."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.t5, self._params = huggingface.load_t5(directory)
+
+    def vocab_size_for(self, tokenizer: Tokenizer) -> int:
+        """See `Lender`."""
+        return _checked_vocab_size(self._directory, self.t5, tokenizer)
+
+    def lend(self, borrower: Borrower, params: Any, assignment_map: AssignmentMap | None) -> Any:
+        """See `Lender`."""
+        own = jax.tree.map(np.asarray, params)
+        rows = docid_rows(borrower.table, borrower.tokenizer)
+        lent = huggingface.lend(self._params, rows, own)
+        return assignment.apply_assignment_map(params, lent, assignment_map or ())
+
+
+class CheckpointLender:
+    """A checkpoint of ours; docid rows are borrowed only for the very same docid table."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._metadata = checkpoints.load_metadata(directory)
+        self.t5 = DSIConfig.from_json(self._metadata["model"]).t5
+
+    def vocab_size_for(self, tokenizer: Tokenizer) -> int:
+        """See `Lender`; the weights are also of use to the tokenizer they grew with only."""
+        if tokenizer.hash != self._metadata["tokenizer_hash"]:
+            raise ValueError(
+                f"the vocabulary of this run is {tokenizer.hash[:16]}; that of "
+                f"INITIAL_CHECKPOINT_PATH {self._directory} is "
+                f"{self._metadata['tokenizer_hash'][:16]}"
+            )
+        return self.t5.vocab_size
+
+    def lend(self, borrower: Borrower, params: Any, assignment_map: AssignmentMap | None) -> Any:
+        """See `Lender`."""
+        lent = checkpoints.load_params(self._directory)
+        if assignment_map is None:
+            paths = traverse_util.flatten_dict(lent, sep="/")
+            same = borrower.table.hash == self._metadata["docid_table_hash"]
+            assignment_map = [
+                (re.escape(path), None) for path in _DOCID_PARAMETERS if path in paths and not same
+            ]
+        return assignment.apply_assignment_map(params, lent, assignment_map)
+
+
+def docid_rows(table: DocidTable, tokenizer: Tokenizer) -> list[int]:
+    """For each docid token the text token whose rows it borrows, or -1.
+
+    Pad and end are T5's; the digit of a naive or semantic docid is the text's digit where that is
+    one token. Other codes mean nothing to the lender.
+    """
+    rows = [0, 1] + [-1] * (table.vocab_size - 2)
+    if table.kind not in _DIGIT_KINDS:
+        return rows
+    codes = [str(code) for code in range(table.vocab_size - 2)]
+    for code, tokens in enumerate(tokenizer.encode_batch(codes, 4)):
+        spelled = tokens[tokens > 1]
+        # SentencePiece spells a digit as one piece, or as the word boundary and the digit.
+        if len(codes[code]) == 1 and len(spelled) in (1, 2):
+            rows[2 + code] = int(spelled[-1])
+    return rows
+
+
+def _checked_vocab_size(directory: Path, t5: T5Config, tokenizer: Tokenizer) -> int:
+    if tokenizer.vocab_size > t5.vocab_size:
+        raise ValueError(
+            f"the vocabulary has {tokenizer.vocab_size} tokens; the embedding of {directory} has "
+            f"{t5.vocab_size} rows"
+        )
+    return t5.vocab_size

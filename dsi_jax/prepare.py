@@ -1,0 +1,243 @@
+"""What a run needs before its first step: corpus, tokenizer, docid table, seqio tasks.
+
+The `docids` and the `train` commands call the same `prepare`, so that a table built by hand and
+one built by training are the same table. Everything is checked before anything is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from dsi_jax import documents as documents_lib
+from dsi_jax import tokenizers
+from dsi_jax.data import corpora, registration
+from dsi_jax.docids import report
+from dsi_jax.docids.table import DocidTable
+from dsi_jax.training import checkpoints
+
+logger = logging.getLogger(__name__)
+
+BYTES = "bytes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """Names of everything that a run reads; gin fills it from the macros.
+
+    Attributes:
+      corpus: a registered corpus ("demo_text"), a directory in BEIR layout, or a SQuAD JSON file;
+        None where the task comes from another project and its docid table is given.
+      docids: builder of the docid table (`docids.atomic.Atomic()` ...); used where no table lies
+        at `docid_table`.
+      docid_table: directory of the table; by default MODEL_DIR/docids.
+      vocabulary: a SentencePiece model file, or "bytes"; None trains one on the corpus.
+      vocabulary_size: pieces of a trained vocabulary, at most.
+      mixture_or_task_name: a registered seqio mixture or task; by default the corpus's own.
+      indexing_ratio: indexing examples for each retrieval example; None: as many as keep documents
+        and queries equally often seen.
+      document_form: which tokens of a document are indexed ("first").
+      seed: seed of the vocabulary, the docids and the corpus splits.
+    """
+
+    corpus: str | None = "demo_text"
+    docids: Any = None
+    docid_table: str | None = None
+    vocabulary: str | None = None
+    vocabulary_size: int = 8192
+    mixture_or_task_name: str | None = None
+    indexing_ratio: float | None = None
+    document_form: str = "first"
+    seed: int = 42
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What `prepare` found or made.
+
+    Attributes:
+      corpus: the corpus; None where the task is another project's.
+      documents: keys, titles and texts to show; None likewise, and in a dry run.
+      tokenizer: of the text.
+      table: docids of the documents.
+      table_path: where the table lies.
+      tasks: names of the corpus's seqio tasks; None where the task is another project's.
+      mixture_or_task_name: what to train on.
+    """
+
+    corpus: corpora.Corpus | None
+    documents: documents_lib.Documents | None
+    tokenizer: tokenizers.Tokenizer
+    table: DocidTable
+    table_path: Path
+    tasks: registration.CorpusTasks | None
+    mixture_or_task_name: str
+
+    def lines(self) -> tuple[str, ...]:
+        """What there is, for a person to read."""
+        table = self.table
+        lines = [
+            f"vocabulary   {self.tokenizer.vocab_size:,} tokens, {self.tokenizer.hash[:12]}",
+            f"docids       {table.kind}: {table.num_documents:,} documents, length "
+            f"{table.length}, {table.vocab_size:,} tokens, {table.hash[:12]}",
+        ]
+        if self.corpus is not None:
+            sizes = ", ".join(f"{len(q):,} {split}" for split, q in self.corpus.queries.items())
+            line = f"corpus       {self.corpus.name}: {len(self.corpus):,} documents"
+            lines.insert(0, f"{line}; queries: {sizes or 'none'}; {self.corpus.hash[:12]}")
+        return tuple(lines)
+
+
+def prepare(sources: Sources, model_dir: str | Path, *, write: bool = True) -> Prepared:
+    """Reads or builds the corpus's files in `model_dir` and registers its seqio tasks.
+
+    Args:
+      sources: what to read.
+      model_dir: MODEL_DIR.
+      write: False builds what is missing in memory only.
+
+    Raises:
+      ValueError, FileNotFoundError: bad input, named; nothing has been written then.
+      OSError: `model_dir` cannot be written.
+    """
+    model_dir = Path(model_dir)
+    if sources.corpus is None:
+        return _prepare_foreign(sources, model_dir, write)
+    if write:
+        checkpoints.check_writable(model_dir)
+    corpus = corpora.load_corpus(sources.corpus, seed=sources.seed)
+    path = table_path(sources, model_dir)
+    table = _existing_table(sources, path, corpus)
+    tasks = registration.register_corpus_tasks(
+        corpus, indexing_ratio=sources.indexing_ratio, document_form=sources.document_form
+    )
+    tokenizer = _tokenizer(sources, model_dir, corpus, write)
+    if table is None:
+        table = _build_table(sources, path, corpus, write)
+    store = model_dir / "documents.arrow"
+    if write and not store.exists():
+        documents_lib.write_documents(store, corpus.keys, corpus.titles, corpus.texts)
+    return Prepared(
+        corpus=corpus,
+        documents=documents_lib.Documents.open(store) if store.exists() else None,
+        tokenizer=tokenizer,
+        table=table,
+        table_path=path,
+        tasks=tasks,
+        mixture_or_task_name=sources.mixture_or_task_name or tasks.mixture,
+    )
+
+
+def build_docids(
+    model_dir: str, sources: Sources, *, config_text: str = "", dry_run: bool = False
+) -> None:
+    """The `docids` command: prepares a run's files and prints the health of its docid table.
+
+    Raises:
+      ValueError, OSError: as `prepare`.
+    """
+    del config_text  # `train` keeps the configuration; this command has no run of its own
+    prepared = prepare(sources, model_dir, write=not dry_run)
+    logger.info("%s\n\n%s", "\n".join(prepared.lines()), report.report(prepared.table))
+    if not dry_run:
+        logger.info("docid table: %s", prepared.table_path)
+
+
+def table_path(sources: Sources, model_dir: Path) -> Path:
+    """Where the run's docid table lies."""
+    return Path(sources.docid_table) if sources.docid_table else model_dir / "docids"
+
+
+def _prepare_foreign(sources: Sources, model_dir: Path, write: bool) -> Prepared:
+    """Another project's registered tasks: their docid table and vocabulary must be given."""
+    given = {
+        "MIXTURE_OR_TASK_NAME": sources.mixture_or_task_name,
+        "DOCID_TABLE": sources.docid_table,
+        "VOCABULARY": sources.vocabulary,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise ValueError(f"CORPUS is None, so {', '.join(missing)} must be given")
+    if write:
+        checkpoints.check_writable(model_dir)
+    return Prepared(
+        corpus=None,
+        documents=None,
+        tokenizer=_given_tokenizer(sources.vocabulary),
+        table=DocidTable.load(sources.docid_table),
+        table_path=Path(sources.docid_table),
+        tasks=None,
+        mixture_or_task_name=sources.mixture_or_task_name,
+    )
+
+
+def _existing_table(sources: Sources, path: Path, corpus: corpora.Corpus) -> DocidTable | None:
+    if not path.exists():
+        if sources.docids is None:
+            raise ValueError(f"no docid table at {path} and no DOCIDS to build one with")
+        return None
+    table = DocidTable.load(path)
+    if table.corpus_hash != corpus.hash:
+        raise ValueError(
+            f"docid table {path} belongs to the corpus {table.corpus_hash[:16]}; CORPUS "
+            f"{sources.corpus!r} is {corpus.hash[:16]}"
+        )
+    if sources.docids is not None and table.kind != sources.docids.kind:
+        raise ValueError(
+            f"docid table {path} is of kind {table.kind!r}; DOCIDS asks for "
+            f"{sources.docids.kind!r}: remove the directory or choose another MODEL_DIR"
+        )
+    return table
+
+
+def _build_table(sources: Sources, path: Path, corpus: corpora.Corpus, write: bool) -> DocidTable:
+    builder = sources.docids
+    embeddings = None
+    if builder.needs_embeddings:
+        embeddings = builder.embedder.embed(corpus.document_texts(), seed=sources.seed)
+    table = builder.build(corpus.keys, corpus.hash, embeddings=embeddings, seed=sources.seed)
+    if not write:
+        return table
+    table.save(path)
+    return DocidTable.load(path)
+
+
+def _given_tokenizer(vocabulary: str) -> tokenizers.Tokenizer:
+    if vocabulary == BYTES:
+        return tokenizers.ByteTokenizer()
+    if not Path(vocabulary).is_file():
+        raise FileNotFoundError(
+            f"VOCABULARY {vocabulary!r} is no file; expected a SentencePiece model or {BYTES!r}"
+        )
+    return tokenizers.SentencePieceTokenizer.from_file(vocabulary)
+
+
+def _tokenizer(
+    sources: Sources, model_dir: Path, corpus: corpora.Corpus, write: bool
+) -> tokenizers.Tokenizer:
+    """The given vocabulary, the one that this MODEL_DIR has, or a new one from the corpus."""
+    if sources.vocabulary is not None:
+        return _given_tokenizer(sources.vocabulary)
+    path = model_dir / "tokenizer.json"
+    if path.exists():
+        saved = json.loads(path.read_text())
+        if saved["corpus_hash"] != corpus.hash:
+            raise ValueError(
+                f"{path} was trained on the corpus {saved['corpus_hash'][:16]}; CORPUS "
+                f"{sources.corpus!r} is {corpus.hash[:16]}"
+            )
+        return tokenizers.from_spec(saved["tokenizer"])
+    texts = corpus.document_texts()
+    if corpus.has_training_queries:
+        texts += corpus.queries["train"].texts
+    tokenizer = tokenizers.train_sentencepiece(
+        texts, vocab_size=sources.vocabulary_size, seed=sources.seed
+    )
+    if write:
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"corpus_hash": corpus.hash, "tokenizer": tokenizer.spec()}))
+        partial.rename(path)
+    return tokenizer

@@ -1,0 +1,82 @@
+"""The last page of a run: figures beside BM25, and a few searches to look at."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from dsi_jax.retriever import Hit
+
+Figures = Mapping[str, float]
+
+GROUPS = (("all", ""), ("seen", "/seen"), ("unseen", "/unseen"))
+COLUMNS = ("hits@1", "hits@10", "mrr@10", "ndcg@10")
+
+
+def retrieval_table(systems: Mapping[str, Figures]) -> str:
+    """Figures of several systems on one split: all queries, seen and unseen ones.
+
+    Args:
+      systems: name -> figures, as `data.metrics.retrieval_metrics` gives them.
+
+    Returns:
+      A table, one line a group and system.
+    """
+    rows = [("queries", "system", *COLUMNS, "number")]
+    for group, suffix in GROUPS:
+        for name, figures in systems.items():
+            count = int(figures.get(f"queries{suffix}", 0))
+            if count:
+                values = [_figure(figures, f"{column}{suffix}") for column in COLUMNS]
+                rows.append((group, name, *values, f"{count:,}"))
+    return table(rows)
+
+
+def memorisation_line(figures: Figures) -> str:
+    """Hits@1 and @10 of documents that are asked back with their own text."""
+    return (
+        f"memorised (document -> its docid): Hits@1 {_figure(figures, 'hits@1')}, "
+        f"Hits@10 {_figure(figures, 'hits@10')} of {int(figures['queries']):,} documents"
+    )
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of texts, the first two flush left, under a ruled head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(rows[0]), rule, *map(line, rows[1:])])
+
+
+def examples(searches: Mapping[str, Sequence[Hit]]) -> str:
+    """Queries with the documents that were found for them."""
+    return "\n".join(as_text(query, hits) for query, hits in searches.items())
+
+
+def as_text(query: str, hits: Sequence[Hit], width: int = 100) -> str:
+    """A query and its documents as lines for a terminal."""
+    lines = [f"\n? {query}"]
+    for rank, hit in enumerate(hits, start=1):
+        head = f"{rank:3d}. {hit.score:8.3f}  {hit.key}"
+        if hit.title and hit.title != hit.key:
+            head += f"  |  {hit.title}"
+        lines.append(head)
+        if hit.text:
+            body = textwrap.shorten(hit.text, width=2 * (width - 15), placeholder=" ...")
+            lines += textwrap.wrap(
+                body, width - 15, initial_indent=15 * " ", subsequent_indent=15 * " "
+            )
+    if not hits:
+        lines.append("     (no document)")
+    return "\n".join(lines)
+
+
+def _figure(figures: Figures, name: str) -> str:
+    return f"{100 * figures[name]:.1f}" if name in figures else "-"

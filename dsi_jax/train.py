@@ -1,0 +1,17 @@
+"""`python -m dsi_jax.train --gin_file=experiments/demo_text.gin --gin.MODEL_DIR=runs/demo`"""
+
+import sys
+from collections.abc import Sequence
+
+from dsi_jax import cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains, or goes on with, the index that the gin files describe."""
+    return cli.launch(
+        "dsi_jax.trainer:train", "Train a differentiable search index.", argv, prog="dsi-jax train"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

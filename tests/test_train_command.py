@@ -1,0 +1,224 @@
+"""The commands as a user runs them: docids, train, search, eval, infer; and being killed."""
+
+import io
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dsi_jax import build_docids, infer, search, train
+from dsi_jax import eval as eval_command
+from dsi_jax.retriever import Retriever
+from dsi_jax.training import checkpoints
+from tests.small_corpus import write_corpus
+
+SMALL = [
+    "--gin_file=experiments/own_text.gin",
+    "--gin_file=models/t5_tiny.gin",
+    "--gin.BATCH_SIZE=16",
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 16}",
+    "--gin.VOCABULARY_SIZE=400",
+    "--gin.WARMUP_STEPS=10",
+    "--gin.BEAM_SIZE=10",
+]
+
+
+def arguments(corpus: Path, model_dir: Path, *more: str) -> list[str]:
+    return [*SMALL, f"--gin.CORPUS={corpus}", f"--gin.MODEL_DIR={model_dir}", *more]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(corpus, MODEL_DIR) after the docids and the train command."""
+    base = tmp_path_factory.mktemp("own")
+    corpus, model_dir = write_corpus(base / "corpus_of_trained"), base / "model"
+    assert build_docids.main(arguments(corpus, model_dir)) == 0
+    assert train.main(arguments(corpus, model_dir, "--gin.TRAIN_STEPS=300")) == 0
+    return corpus, model_dir
+
+
+def test_model_dir_is_laid_out_as_promised(trained):
+    _, model_dir = trained
+    task = "corpus_of_trained_retrieval"
+    for name in (
+        "config.gin",
+        "model-info.txt",
+        "report.txt",
+        "report.json",
+        "documents.arrow",
+        "docids/metadata.json",
+        "train/metrics.jsonl",
+        "checkpoint_300/metadata",
+        f"inference_eval/{task}_dev-metrics.jsonl",
+        f"inference_eval/{task}_test-metrics.jsonl",
+        f"inference_eval/{task}_test-000300.trec",
+    ):
+        assert (model_dir / name).exists(), name
+    assert list((model_dir / "train").glob("events*"))
+    assert len(checkpoints._steps(checkpoints.epath.Path(model_dir))) == 3
+
+
+def test_a_small_corpus_is_memorised_and_reported(trained):
+    _, model_dir = trained
+    report = json.loads((model_dir / "report.json").read_text())
+    memorised = report["while_training"]["corpus_of_trained_indexing_train"]["last"]
+    assert memorised["hits@1"] > 0.9
+    figures = report["test"]["corpus_of_trained_retrieval_test"]
+    assert figures["queries"] == 20
+    assert figures["queries/unseen"] == 20
+    text = (model_dir / "report.txt").read_text()
+    assert "BM25" in text
+    assert text.count("\n? ") == 5
+    curve = [json.loads(line) for line in (model_dir / "train/metrics.jsonl").open()]
+    assert curve[-1]["loss"] < 0.5 * curve[0]["loss"]
+    assert {"loss_indexing", "loss_retrieval", "learning_rate"} <= curve[-1].keys()
+
+
+def test_search_command_prints_documents_and_json(trained, capsys, monkeypatch):
+    corpus, model_dir = trained
+    known = json.loads((corpus / "queries.jsonl").read_text().splitlines()[0])["text"]
+    assert search.main([str(model_dir), known, "-k", "3"]) == 0
+    assert re.search(r"  1\. +-\d\.\d+  d0  \|  Title 0\n", capsys.readouterr().out)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("number3\n\nnumber4\n"))
+    assert search.main([str(model_dir), "--json", "-k", "2"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["query"] for line in lines] == ["number3", "number4"]
+    assert all(len(line["hits"]) == 2 for line in lines)
+    assert {"key", "score", "title", "text", "row"} <= lines[0]["hits"][0].keys()
+
+
+def test_retriever_returns_every_document_when_asked(trained):
+    _, model_dir = trained
+    retriever = Retriever.load(model_dir)
+    hits = retriever.search("number7", k=100)
+    assert sorted(hit.row for hit in hits) == list(range(60))
+    scores = [hit.score for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+    # Atomic docids: the scores are one softmax over all documents (and two special tokens).
+    assert 0.9 < np.exp(scores).sum() <= 1.0 + 1e-5
+    assert hits[0] == retriever.search_batch(["number7"], k=1)[0][0]
+
+
+def test_eval_command_repeats_the_figures_of_training(trained, tmp_path):
+    corpus, model_dir = trained
+    status = eval_command.main(
+        [
+            "--gin_file=runs/eval.gin",
+            f"--gin.MODEL_DIR={model_dir}",
+            f"--gin.CORPUS={corpus}",
+            "--gin.BEAM_SIZE=10",
+            f"--gin.EVAL_OUTPUT_DIR={tmp_path}",
+        ]
+    )
+    assert status == 0
+    name = "corpus_of_trained_retrieval_test-metrics.jsonl"
+    again = json.loads((tmp_path / name).read_text().splitlines()[-1])
+    first = json.loads((model_dir / "inference_eval" / name).read_text().splitlines()[-1])
+    assert again == first
+
+
+def test_infer_command_ranks_a_file_of_queries(trained, tmp_path):
+    _, model_dir = trained
+    (tmp_path / "mine.tsv").write_text("a\tnumber3 title 3\nb\tnumber4\n")
+    status = infer.main(
+        [
+            "--gin_file=runs/infer.gin",
+            f"--gin.MODEL_DIR={model_dir}",
+            f"--gin.QUERIES={tmp_path / 'mine.tsv'}",
+            f"--gin.INFER_OUTPUT_DIR={tmp_path / 'out'}",
+            "--gin.NUM_RESULTS=5",
+            "--gin.BEAM_SIZE=5",
+        ]
+    )
+    assert status == 0
+    lines = [json.loads(line) for line in (tmp_path / "out/mine.jsonl").open()]
+    assert [line["id"] for line in lines] == ["a", "b"]
+    run = (tmp_path / "out/mine.trec").read_text().splitlines()
+    assert len(run) == 10
+    assert re.fullmatch(r"a Q0 d\d+ 1 -?[\d.]+(e-\d+)? dsi_jax", run[0])
+
+
+def test_finished_run_started_again_changes_nothing(trained):
+    corpus, model_dir = trained
+    before = checkpoints.load_params(model_dir / "checkpoint_300")
+    assert train.main(arguments(corpus, model_dir, "--gin.TRAIN_STEPS=300")) == 0
+    after = checkpoints.load_params(model_dir / "checkpoint_300")
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_dry_run_writes_nothing(tmp_path, caplog):
+    corpus = write_corpus(tmp_path / "corpus_of_dry_run")
+    model_dir = tmp_path / "model"
+    assert train.main(arguments(corpus, model_dir, "--dry_run")) == 0
+    assert not model_dir.exists()
+    for word in ("parameters", "FLOPs", "mixture", "mesh", "docids"):
+        assert word in caplog.text
+
+
+def start(corpus: Path, model_dir: Path, cache: Path) -> subprocess.Popen:
+    command = [sys.executable, "-u", "-m", "dsi_jax.train"]
+    command += arguments(
+        corpus,
+        model_dir,
+        "--gin.TRAIN_STEPS=40",
+        "--gin.LOG_PERIOD=1",
+        "--gin.CHECKPOINT_PERIOD=4",
+        "--gin.EVAL_PERIOD=1000",
+        "--gin.TrainConfig.evaluation=None",
+    )
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def run_until(process: subprocess.Popen, step: int, signal_number: int) -> str:
+    """Sends the signal once `step` was logged; returns all that was printed."""
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        match = re.match(r"step +([\d,]+)/", line)
+        if match and int(match[1].replace(",", "")) >= step:
+            process.send_signal(signal_number)
+            break
+    printed += process.stdout.readlines()
+    process.wait()
+    return "".join(printed)
+
+
+@pytest.mark.slow
+def test_killed_runs_resume_to_the_same_parameters_bit_for_bit(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus_of_killed")
+    whole = start(corpus, tmp_path / "whole", tmp_path / "cache")
+    out, _ = whole.communicate()
+    assert whole.returncode == 0, out
+    rng = random.Random(time.time_ns())
+    for step in sorted(rng.sample(range(3, 38), 2)):
+        process = start(corpus, tmp_path / "killed", tmp_path / "cache")
+        run_until(process, step, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+    terminated = start(corpus, tmp_path / "killed", tmp_path / "cache")
+    out = run_until(terminated, 38, signal.SIGTERM)
+    if terminated.returncode != 0:  # unless it was through before the signal came
+        assert terminated.returncode == 143
+        assert re.search(r"SIGTERM: saved step \d+ of 40", out), out
+    last = start(corpus, tmp_path / "killed", tmp_path / "cache")
+    out, _ = last.communicate()
+    assert last.returncode == 0, out
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        checkpoints.load_params(tmp_path / "whole" / "checkpoint_40"),
+        checkpoints.load_params(tmp_path / "killed" / "checkpoint_40"),
+    )
