@@ -34,18 +34,20 @@ TRAIN = [
     "clu>=0.0.12",
     "scikit-learn>=1.5",
     "bm25s>=0.2.6",
+    "threadpoolctl>=3.1",
 ]
 EXTRAS = {
     "train": TRAIN,
     "serve": [],  # the HTTP server's dependencies join with it
     "cuda": ["jax[cuda12]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
-    "parity": ["torch>=2.6,<=2.13"],
+    "parity": ["torch==2.13.0"],
     "dev": [
         "hypothesis>=6.100",
         "import-linter>=2.0",
         "ir-measures>=0.3.7",
         "pytest>=8",
+        "pytest-xdist>=3.6",
         "ruff>=0.17,<0.18",
     ],
 }
@@ -63,7 +65,7 @@ setup(
     package_data={"dsi_jax": ["gin/*.gin", "gin/*/*.gin", "gin/*/*/*.gin"]},
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["dsi-jax=dsi_jax.main:cli_main"]},
+    entry_points={"console_scripts": ["dsi-jax=dsi_jax.main:console"]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",

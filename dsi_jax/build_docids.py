@@ -1,9 +1,8 @@
 """`python -m dsi_jax.build_docids --gin_file=experiments/own_text.gin --gin.CORPUS=DIR ...`"""
 
-import sys
 from collections.abc import Sequence
 
-from dsi_jax import cli
+from dsi_jax import cli, terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -14,4 +13,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from dsi_jax import gin_utils
-from dsi_jax.terminal import guarded, quiet_logs
+from dsi_jax.terminal import guarded
 
 _PREFIX = "--gin."
 
@@ -56,7 +56,6 @@ def launch(target: str, description: str, argv: Sequence[str] | None, *, prog: s
     arguments = parse_arguments(
         parser(description, prog=prog), sys.argv[1:] if argv is None else argv
     )
-    quiet_logs()
     return guarded(lambda: _call(target, arguments), show_traceback=arguments.traceback)
 
 

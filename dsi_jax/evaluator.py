@@ -47,6 +47,16 @@ class Evaluation:
     unconstrained: bool = True
     last: int = 5
 
+    def __post_init__(self) -> None:
+        if self.constraint not in searcher_lib.CONSTRAINTS:
+            raise ValueError(
+                f"constraint is {self.constraint!r}; expected one of {searcher_lib.CONSTRAINTS}"
+            )
+        for name in ("beam_size", "batch_size", "last"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a positive whole number")
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:

@@ -1,9 +1,8 @@
 """`python -m dsi_jax.infer --gin_file=runs/infer.gin --gin.MODEL_DIR=... --gin.QUERIES=FILE`"""
 
-import sys
 from collections.abc import Sequence
 
-from dsi_jax import cli
+from dsi_jax import cli, terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,4 +16,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -6,9 +6,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from dsi_jax import __version__
-from dsi_jax.terminal import quiet_logs
+from dsi_jax import __version__, terminal
 
 MODES = {
     "docids": ("dsi_jax.build_docids", "build a docid table and report on its health"),
@@ -27,7 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _run(chosen.run_mode, rest)
 
 
-def cli_main(argv: Sequence[str] | None = None) -> int:
+def console() -> NoReturn:
+    """The installed command `dsi-jax`."""
+    terminal.run(choose)
+
+
+def choose(argv: Sequence[str] | None = None) -> int:
     """`dsi-jax <mode> ...`"""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["--version"]:
@@ -47,9 +52,8 @@ def cli_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(mode: str, argv: Sequence[str]) -> int:
-    quiet_logs()  # before the libraries are imported
     return importlib.import_module(MODES[mode][0]).main(argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -39,6 +39,7 @@ class Sources:
       mixture_or_task_name: a registered seqio mixture or task; by default the corpus's own.
       indexing_ratio: indexing examples for each retrieval example; None: as many as keep documents
         and queries equally often seen.
+      chunk_ratio: random chunks of documents for each retrieval example, as generated queries.
       document_form: which tokens of a document are indexed ("first").
       seed: seed of the vocabulary, the docids and the corpus splits.
     """
@@ -50,6 +51,7 @@ class Sources:
     vocabulary_size: int = 8192
     mixture_or_task_name: str | None = None
     indexing_ratio: float | None = None
+    chunk_ratio: float = 0.0
     document_form: str = "first"
     seed: int = 42
 
@@ -112,7 +114,10 @@ def prepare(sources: Sources, model_dir: str | Path, *, write: bool = True) -> P
     path = table_path(sources, model_dir)
     table = _existing_table(sources, path, corpus)
     tasks = registration.register_corpus_tasks(
-        corpus, indexing_ratio=sources.indexing_ratio, document_form=sources.document_form
+        corpus,
+        indexing_ratio=sources.indexing_ratio,
+        chunk_ratio=sources.chunk_ratio,
+        document_form=sources.document_form,
     )
     tokenizer = _tokenizer(sources, model_dir, corpus, write)
     if table is None:

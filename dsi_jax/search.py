@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
+from dsi_jax import terminal
 from dsi_jax.report import as_text
 from dsi_jax.retriever import Hit, Retriever
-from dsi_jax.terminal import guarded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dsi-jax search", description="Search a trained index.")
     add_arguments(parser)
     arguments = parser.parse_args(argv)
-    return guarded(lambda: run(arguments), show_traceback=False)
+    return terminal.guarded(lambda: run(arguments), show_traceback=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -7,7 +7,10 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TextIO
 
 
 def guarded(call: Callable[[], int | None], *, show_traceback: bool) -> int:
@@ -22,20 +25,41 @@ def guarded(call: Callable[[], int | None], *, show_traceback: bool) -> int:
     return status if isinstance(status, int) else 0
 
 
-def quiet_logs() -> None:
-    """Our own messages on standard output, plainly; of the libraries' only the warnings."""
+def set_up() -> None:
+    """Prepares the process of a command, before the libraries are imported.
+
+    Our own messages go to standard output, plainly, our warnings to standard error; the libraries
+    keep theirs, which speak of their own insides.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("USE_TORCH", "0")  # Flax CLIP would import torch where it is installed
+    os.environ.setdefault("USE_TORCH", "0")  # transformers would import torch and tensorflow
     os.environ.setdefault("USE_TF", "0")
-    logging.captureWarnings(True)
-    logging.getLogger("py.warnings").setLevel(logging.ERROR)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("dsi_jax")
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    warnings.showwarning = _show_warning
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """A command as a process: sets up, runs, exits."""
+    set_up()
+    sys.exit(main())
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    del category, lineno, file, line
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        print(f"dsi-jax: warning: {message}", file=sys.stderr)
 
 
 def _one_line(error: BaseException) -> str:

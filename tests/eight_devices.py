@@ -182,6 +182,8 @@ def test_a_batch_is_split_by_rows():
     np.testing.assert_array_equal(tokens, make_batch()["text"]["tokens"])
     assert partitioning.process_slice(mesh) == (0, 1)
     partitioning.check_batch_size(16, mesh, microbatches=4)
+    sizes = [partitioning.round_batch_size(size, mesh, microbatches=2) for size in (1, 8, 9)]
+    assert sizes == [8, 8, 16]
     with pytest.raises(ValueError, match=r"batch size 16 is not divisible by 32 .*8 microbatches"):
         partitioning.check_batch_size(16, mesh, microbatches=8)
     with pytest.raises(ValueError, match=r"batch size 6 .*by 4 \(replica=2 \* data=1 \* fsdp=2"):

@@ -138,7 +138,7 @@ def test_unknown_parameter_is_an_error():
         gin_utils.parse(
             GinArguments(
                 ["experiments/demo_text.gin"],
-                ["MODEL_DIR=x", "dsi_jax.trainer.TrainConfig.no_such = 3"],
+                ["MODEL_DIR=x", "dsi_jax.run.TrainConfig.no_such = 3"],
             )
         )
 

@@ -158,6 +158,7 @@ def test_finished_run_started_again_changes_nothing(trained):
 def test_dry_run_writes_nothing(tmp_path, caplog):
     corpus = write_corpus(tmp_path / "corpus_of_dry_run")
     model_dir = tmp_path / "model"
+    caplog.set_level("INFO", "dsi_jax")
     assert train.main(arguments(corpus, model_dir, "--dry_run")) == 0
     assert not model_dir.exists()
     for word in ("parameters", "FLOPs", "mixture", "mesh", "docids"):
@@ -173,7 +174,7 @@ def start(corpus: Path, model_dir: Path, cache: Path) -> subprocess.Popen:
         "--gin.LOG_PERIOD=1",
         "--gin.CHECKPOINT_PERIOD=4",
         "--gin.EVAL_PERIOD=1000",
-        "--gin.TrainConfig.evaluation=None",
+        "--gin.run.TrainConfig.evaluation=None",
     )
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),

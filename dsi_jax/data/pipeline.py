@@ -35,6 +35,7 @@ class TrainPipeline:
 
     Attributes:
       batch_size: B, examples in a global batch.
+      split: the split that the examples are of.
       step: number of batches given out so far; the next one is batch `step`.
     """
 
@@ -83,6 +84,7 @@ class TrainPipeline:
         if not 0 <= process_index < process_count:
             raise ValueError(f"process {process_index} is not among {process_count} processes")
         self.batch_size = batch_size
+        self.split = split
         self.step = 0
         self._table = table
         self._tokenizer = tokenizer

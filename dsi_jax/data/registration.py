@@ -22,6 +22,7 @@ class CorpusTasks:
 
     Attributes:
       indexing: task document -> row; its only split is "train".
+      chunks: task random chunk of a document -> row, new each pass; "train" only.
       retrieval: task query -> row; "train" and the evaluation splits.
       mixture: mixture of the two, for training.
       evaluation_splits: splits of `retrieval` to evaluate on, among "dev" and "test".
@@ -29,6 +30,7 @@ class CorpusTasks:
     """
 
     indexing: str
+    chunks: str
     retrieval: str
     mixture: str
     evaluation_splits: tuple[str, ...]
@@ -39,10 +41,11 @@ def register_corpus_tasks(
     corpus: Corpus,
     name: str | None = None,
     indexing_ratio: float | None = None,
+    chunk_ratio: float = 0.0,
     document_form: str = "first",
     lowercase: bool = False,
 ) -> CorpusTasks:
-    """Registers `<name>_indexing`, `<name>_retrieval` and their mixture `<name>_dsi`.
+    """Registers `<name>_indexing`, `_chunks`, `_retrieval` and their mixture `<name>_dsi`.
 
     A retrieval example is a pair of a training query and one of its documents; without
     training queries it is a random chunk of a document, new each epoch. Registering
@@ -54,6 +57,8 @@ def register_corpus_tasks(
       indexing_ratio: indexing examples for each retrieval example, a true sampling
         ratio (r of Tay et al. 2022, arXiv:2202.06991, section 3.3); None mixes both
         in proportion to their sizes.
+      chunk_ratio: random chunks of documents for each retrieval example, in the role of
+        generated queries: a few words of a document that stand for it. 0: none.
       document_form: what stands for a document. "first" is title and text, of which
         the converter keeps the first tokens.
       lowercase: lower-case documents and queries (`str.lower`).
@@ -64,13 +69,18 @@ def register_corpus_tasks(
     Raises:
       ValueError: if an argument is out of range, or the names are taken by other content.
     """
-    if indexing_ratio is not None and not indexing_ratio > 0:
-        raise ValueError(f"indexing_ratio is {indexing_ratio}; expected a number above 0 or None")
+    if not (isinstance(chunk_ratio, int | float) and chunk_ratio >= 0):
+        raise ValueError(f"chunk_ratio is {chunk_ratio!r}; expected a number of at least 0")
+    if indexing_ratio is not None and not (
+        isinstance(indexing_ratio, int | float) and indexing_ratio > 0
+    ):
+        raise ValueError(f"indexing_ratio is {indexing_ratio!r}; expected a number above 0 or None")
     if document_form not in DOCUMENT_FORMS:
         raise ValueError(f"document_form is '{document_form}'; expected one of {DOCUMENT_FORMS}")
     prefix = re.sub(r"[^\w.:#]", "_", corpus.name if name is None else name)
     columns = {
         f"{prefix}_indexing": {"train": _indexing_columns(corpus, lowercase)},
+        f"{prefix}_chunks": {"train": _chunk_columns(corpus, lowercase, is_indexing=True)},
         f"{prefix}_retrieval": _retrieval_columns(corpus, lowercase),
     }
     fingerprint = _fingerprint(corpus, document_form, lowercase)
@@ -79,14 +89,23 @@ def register_corpus_tasks(
 
     tasks = CorpusTasks(
         indexing=f"{prefix}_indexing",
+        chunks=f"{prefix}_chunks",
         retrieval=f"{prefix}_retrieval",
         mixture=f"{prefix}_dsi",
         evaluation_splits=tuple(s for s in ("dev", "test") if s in corpus.queries),
         corpus_hash=corpus.hash,
     )
-    sizes = [len(columns[task]["train"][features.TARGETS]) for task in columns]
-    rates = sizes if indexing_ratio is None else (indexing_ratio, 1.0)
-    _add_mixture(tasks.mixture, dict(zip(columns, map(float, rates), strict=True)))
+    sizes = {
+        task: len(columns[task]["train"][features.TARGETS])
+        for task in (tasks.indexing, tasks.retrieval)
+    }
+    ratio = sizes[tasks.indexing] / sizes[tasks.retrieval]
+    rates = {
+        tasks.indexing: float(ratio if indexing_ratio is None else indexing_ratio),
+        tasks.chunks: float(chunk_ratio),
+        tasks.retrieval: 1.0,
+    }
+    _add_mixture(tasks.mixture, {task: rate for task, rate in rates.items() if rate})
     return tasks
 
 
@@ -98,15 +117,19 @@ def _indexing_columns(corpus: Corpus, lowercase: bool) -> dict[str, Column]:
     }
 
 
+def _chunk_columns(corpus: Corpus, lowercase: bool, is_indexing: bool) -> dict[str, Column]:
+    return {
+        preprocessors.DOCUMENT: _strings(corpus.document_texts(), lowercase),
+        features.TARGETS: np.arange(len(corpus), dtype=np.int32)[:, None],
+        features.IS_INDEXING: np.full([len(corpus), 1], int(is_indexing), np.int32),
+    }
+
+
 def _retrieval_columns(corpus: Corpus, lowercase: bool) -> dict[str, dict[str, Column]]:
     if corpus.has_training_queries:
         train = _pair_columns(corpus.queries["train"], lowercase)
     else:
-        train = {
-            preprocessors.DOCUMENT: _strings(corpus.document_texts(), lowercase),
-            features.TARGETS: np.arange(len(corpus), dtype=np.int32)[:, None],
-            features.IS_INDEXING: np.zeros([len(corpus), 1], np.int32),
-        }
+        train = _chunk_columns(corpus, lowercase, is_indexing=False)
     evaluation = {
         split: _query_columns(queries, corpus.seen(split), lowercase)
         for split, queries in corpus.queries.items()

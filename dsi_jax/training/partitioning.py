@@ -163,6 +163,21 @@ def check_batch_size(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None
         )
 
 
+def round_batch_size(batch_size: int, mesh: Mesh, microbatches: int = 1) -> int:
+    """The smallest batch size, at least this one, that `check_batch_size` accepts.
+
+    Args:
+      batch_size: examples of the global batch.
+      mesh: the mesh.
+      microbatches: parts into which a step splits its batch.
+
+    Returns:
+      The batch size, rounded up.
+    """
+    unit = num_batch_shards(mesh) * microbatches
+    return -(-batch_size // unit) * unit
+
+
 def process_slice(mesh: Mesh) -> tuple[int, int]:
     """Which part of each global batch this process has to load.
 

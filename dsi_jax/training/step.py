@@ -1,6 +1,7 @@
 """One training step: the gradient of the mean token loss, and the update."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -137,6 +138,40 @@ def make_train_step(
         donate_argnums=0,
     )
     return TrainStep(jitted, mesh, rules)
+
+
+def make_eval_step(
+    model: nn.Module,
+    *,
+    mesh: Mesh,
+    rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
+) -> Callable[[Any, Any], Metrics]:
+    """Builds the step that measures the loss of a batch and changes nothing.
+
+    Args:
+      model: a module called as `model(batch, deterministic=...)`, giving logits [B, L, V].
+      mesh: the mesh.
+      rules: logical axis rules, fitted to the model.
+
+    Returns:
+      `eval_step(params, batch)`, giving the metrics of `losses.cross_entropy` without dropout,
+      z-loss and label smoothing, on the device.
+    """
+
+    @jax.jit
+    def eval_step(params: Any, batch: Any) -> Metrics:
+        logits_BxLxV = model.apply({"params": params}, batch, deterministic=True)
+        decoder = batch["decoder"]
+        _, metrics = losses.cross_entropy(
+            logits_BxLxV, decoder["targets"], decoder["weights"], batch["is_indexing"]
+        )
+        return metrics
+
+    def run(params: Any, batch: Any) -> Metrics:
+        with partitioning.activate(mesh, rules):
+            return eval_step(params, batch)
+
+    return run
 
 
 def summarize(metrics: Metrics) -> dict[str, float]:
