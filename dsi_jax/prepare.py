@@ -12,6 +12,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
+
 from dsi_jax import documents as documents_lib
 from dsi_jax import tokenizers
 from dsi_jax.data import corpora, registration
@@ -22,6 +25,7 @@ from dsi_jax.training import checkpoints
 logger = logging.getLogger(__name__)
 
 BYTES = "bytes"
+_T5_MODEL = "spiece.model"  # what T5's directories call it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Sources:
       docids: builder of the docid table (`docids.atomic.Atomic()` ...); used where no table lies
         at `docid_table`.
       docid_table: directory of the table; by default MODEL_DIR/docids.
-      vocabulary: a SentencePiece model file, or "bytes"; None trains one on the corpus.
+      vocabulary: a SentencePiece model file or a directory with spiece.model, or "bytes"; None
+        trains one on the corpus.
       vocabulary_size: pieces of a trained vocabulary, at most.
       mixture_or_task_name: a registered seqio mixture or task; by default the corpus's own.
       indexing_ratio: indexing examples for each retrieval example; None: as many as keep documents
@@ -106,6 +111,18 @@ def prepare(sources: Sources, model_dir: str | Path, *, write: bool = True) -> P
       OSError: `model_dir` cannot be written.
     """
     model_dir = Path(model_dir)
+    if jax.process_count() == 1 or not write:
+        return _prepare(sources, model_dir, write)
+    # The lead host writes; the others then find everything there.
+    if jax.process_index() == 0:
+        prepared = _prepare(sources, model_dir, write)
+    multihost_utils.sync_global_devices("prepared")
+    if jax.process_index() != 0:
+        prepared = _prepare(sources, model_dir, write)
+    return prepared
+
+
+def _prepare(sources: Sources, model_dir: Path, write: bool) -> Prepared:
     if sources.corpus is None:
         return _prepare_foreign(sources, model_dir, write)
     if write:
@@ -213,11 +230,15 @@ def _build_table(sources: Sources, path: Path, corpus: corpora.Corpus, write: bo
 def _given_tokenizer(vocabulary: str) -> tokenizers.Tokenizer:
     if vocabulary == BYTES:
         return tokenizers.ByteTokenizer()
-    if not Path(vocabulary).is_file():
+    path = Path(vocabulary)
+    if path.is_dir():
+        path /= _T5_MODEL
+    if not path.is_file():
         raise FileNotFoundError(
-            f"VOCABULARY {vocabulary!r} is no file; expected a SentencePiece model or {BYTES!r}"
+            f"VOCABULARY {vocabulary!r}: {path} is no file; expected a SentencePiece model, a "
+            f"directory with {_T5_MODEL}, or {BYTES!r}"
         )
-    return tokenizers.SentencePieceTokenizer.from_file(vocabulary)
+    return tokenizers.SentencePieceTokenizer.from_file(path)
 
 
 def _tokenizer(

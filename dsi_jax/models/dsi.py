@@ -77,9 +77,8 @@ class DSIModel(nn.Module):
     """Encodes a text and decodes the docids of the documents it looks for.
 
     In the compact space, too, docid embeddings start at T5's standard deviation of 1: a tied head
-    (times D**-0.5) and an untied one both start with logits near 1, whatever the width, and
-    Adafactor's steps, relative to the size of a parameter, are large enough to learn. (Started at
-    D**-0.5, a tied head of many documents is learnt several times slower.)
+    (times D**-0.5) and an untied one both start with logits near 1, whatever the width. Started
+    at D**-0.5, a tied head memorised far slower under Adam (D = 64, 400 atomic docids, one seed).
     """
 
     config: DSIConfig

@@ -2,8 +2,8 @@
 
 v1.0 (`t5_small` to `t5_xxl`; xl and xxl are also known as 3B and 11B) has a ReLU mlp and tied
 embeddings; v1.1 (`t5_1_1_small` to `t5_1_1_xxl`) a gated-GELU mlp and a head of its own.
-`t5_tiny` and `t5_mini` are ours: v1.0 with a head of its own, which learns faster from random
-weights under AdamW (the tied head's D**-0.5 slows it down by as much).
+`t5_tiny` and `t5_mini` are ours: v1.0 with a head of its own, which memorised faster from random
+weights under Adam (D = 64, 400 documents, one seed).
 https://github.com/google-research/text-to-text-transfer-transformer
 """
 
