@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from dsi_jax.models import sizes
 from dsi_jax.models.t5 import T5Config
 
+_EXAMPLES_A_DOCUMENT = 90
+_FEWEST_STEPS = 1_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:
@@ -34,15 +37,14 @@ class Size:
 def choose(num_documents: int) -> Size:
     """The size for a corpus of so many documents.
 
-    Memorising is a matter of passes over the documents: each is seen about 100 times, the more
-    often the fewer there are.
+    Memorising is a matter of passes over the documents: about 90 examples of each, of all kinds
+    together, and no fewer steps than the schedule needs to warm up and cool down.
     """
-    model = sizes.t5_tiny() if num_documents <= 20_000 else sizes.t5_mini()
-    batch_size = 128 if num_documents <= 20_000 else 256
-    passes = 100
-    steps = max(2_000, passes * 2 * num_documents // batch_size)
+    small = num_documents <= 20_000
+    batch_size = 128 if small else 256
+    steps = max(_FEWEST_STEPS, _EXAMPLES_A_DOCUMENT * num_documents // batch_size)
     return Size(
-        model=model,
+        model=sizes.t5_shallow() if small else sizes.t5_mini(),
         batch_size=batch_size,
         train_steps=math.ceil(steps / 100) * 100,
         task_feature_lengths={"inputs": 32},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,7 @@ from dsi_jax import gin_utils
 from dsi_jax.terminal import guarded
 
 _PREFIX = "--gin."
+_NEEDED = ("tensorflow", "seqio", "tensorflow_datasets", "clu")  # of the extra `train`
 
 
 def parser(description: str, *, prog: str | None = None) -> argparse.ArgumentParser:
@@ -70,6 +71,7 @@ def _call(target: str, arguments: argparse.Namespace) -> int | None:
         raise gin_utils.ConfigError(
             "no gin file given; for example --gin_file=experiments/demo_text.gin"
         )
+    _require_train_extra()
     _join_hosts(arguments)
     _import_tensorflow()
     gin_utils.parse(gin_arguments)
@@ -83,6 +85,14 @@ def _call(target: str, arguments: argparse.Namespace) -> int | None:
     return gin_utils.configured(function)(
         config_text=gin_utils.config_text(), dry_run=arguments.dry_run
     )
+
+
+def _require_train_extra() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise gin_utils.ConfigError(
+            f"this command needs {', '.join(missing)}: pip install 'dsi-jax[train]'"
+        )
 
 
 def _import_tensorflow() -> None:
@@ -114,6 +124,11 @@ def _silent_stderr() -> Iterator[None]:
 
 def _join_hosts(arguments: argparse.Namespace) -> None:
     if not (arguments.multiprocess_gpu or arguments.coordinator_address):
+        for flag in ("process_count", "process_index"):
+            if getattr(arguments, flag) is not None:
+                raise gin_utils.ConfigError(
+                    f"--{flag} is of use with --coordinator_address or --multiprocess_gpu only"
+                )
         return
     import jax
 

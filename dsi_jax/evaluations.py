@@ -1,24 +1,29 @@
 """What a training run evaluates, when, and what it tells at the end.
 
 While training goes on: held-out queries (`dev`, or `test` where a corpus has no dev queries) and
-the memorisation of documents. At the end: the test queries beside BM25, the rate of invalid docids
-of an unconstrained search, the mean over the last evaluations beside the best, example searches.
+the memorisation of documents. At the end: the test queries (or the held-out ones, where a task has
+no test split) beside BM25, the rate of invalid docids of an unconstrained search, the mean over the
+last evaluations beside the best, example searches.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import seqio
+from jax.sharding import Mesh
 
 from dsi_jax import report
-from dsi_jax.data import bm25
+from dsi_jax.data import bm25, features
 from dsi_jax.evaluator import (
+    HELD_OUT_SPLITS,
     Evaluation,
     Evaluator,
     Figures,
@@ -29,11 +34,14 @@ from dsi_jax.evaluator import (
 )
 from dsi_jax.models.dsi import DSIModel
 from dsi_jax.prepare import Prepared
-from dsi_jax.retriever import Retriever
+from dsi_jax.retriever import Hit
+from dsi_jax.training import partitioning
 
 logger = logging.getLogger(__name__)
 
 NUM_EXAMPLES = 5
+NUM_EXAMPLE_HITS = 3
+FREE_BEAM_SIZE = 10  # the invalid rate needs no more
 _HEADLINE = "hits@1"
 
 
@@ -62,35 +70,53 @@ class Evaluations:
         self._evaluation = evaluation
         self._directory, self._model, self._prepared = directory, model, prepared
         self._lengths, self._write = feature_lengths, write
+        self._mesh: Mesh | None = None
+        self._rules = partitioning.LOGICAL_AXIS_RULES
+        self._should_stop: Callable[[], bool] = lambda: False
         self._cache: dict[Any, Any] = {}
 
+    def on(
+        self, mesh: Mesh, rules: partitioning.LogicalRules, should_stop: Callable[[], bool]
+    ) -> Evaluations:
+        """The same evaluations for parameters that lie on a mesh.
+
+        Args:
+          mesh: the mesh; all its processes call `run` and `finish` together.
+          rules: logical axis rules, fitted to the model.
+          should_stop: asked between two batches; all processes get one answer.
+        """
+        placed = copy.copy(self)
+        placed._mesh, placed._rules, placed._should_stop = mesh, rules, should_stop
+        placed._cache = {}
+        return placed
+
     def run(self, params: Any, step: int) -> dict[str, Figures]:
-        """Ranks documents for the held-out queries and logs a line a target."""
-        if self._evaluation is None:
-            return {}
-        figures = self._evaluate(self._targets_while_training(), self._evaluation, params, step)
-        for name, values in figures.items():
-            logger.info("  %s  %s", name, _line(values))
-        return figures
+        """Ranks documents for the held-out queries and logs a line a target.
+
+        Raises:
+          evaluator.Interrupted: it was asked to stop.
+        """
+        return self._log(self._targets_while_training(), params, step)
 
     def finish(self, params: Any, step: int, *, train_seconds: float) -> None:
-        """The last evaluation: everything that stands in `report.txt` and `report.json`."""
+        """The last evaluation: everything that stands in `report.txt` and `report.json`.
+
+        Raises:
+          evaluator.Interrupted: it was asked to stop.
+        """
         if self._evaluation is None:
             return
-        self.run(params, step)
-        tested = [t for t in self._all_targets() if t.split == "test"]
-        unlimited = dataclasses.replace(self._evaluation, num_queries=None)
-        figures = self._evaluate(tested, unlimited, params, step)
-        free = {}
-        if self._evaluation.unconstrained:
-            freely = dataclasses.replace(
-                unlimited, constraint="free", beam_size=min(10, self._evaluation.beam_size)
-            )
-            free = self._evaluate(tested, freely, params, step)
+        reported = self._reported_targets()
+        names = {target.name for target in reported}
+        # What is about to be reported whole is not sampled first, into the same files.
+        others = [t for t in self._targets_while_training() if t.name not in names]
+        self._log(others, params, step)
+        figures = self._evaluate(reported, self._evaluation, params, step)
+        free = self._rank_freely(reported, figures, params, step)
+        searches = self._example_searches(reported, params)
         if not self._write:
             return
-        lines, summary = self._summary(figures, free, step, train_seconds)
-        searches = self._example_searches(params)
+        lines, summary = self._summary(reported, figures, free, step, train_seconds)
         text = "\n".join([*lines, "", "example searches:", report.examples(searches)])
         (self._directory / "report.txt").write_text(text + "\n")
         (self._directory / "report.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -109,15 +135,42 @@ class Evaluations:
             if split != "train"
         ]
 
+    def _reported_targets(self) -> list[Target]:
+        """Each task's test split; all its splits where it has no test."""
+        targets = self._all_targets()
+        tested = {t.task for t in targets if t.split == "test"}
+        return [t for t in targets if t.split == "test" or t.task not in tested]
+
     def _targets_while_training(self) -> list[Target]:
         targets = self._all_targets()
-        held_out = [t for t in targets if t.split in ("dev", "validation")] or targets
+        held_out = [t for t in targets if t.split in HELD_OUT_SPLITS] or targets
         limit = self._evaluation.num_queries
         chosen = [dataclasses.replace(t, num_examples=limit) for t in held_out]
         if self._prepared.tasks is not None:
             documents = self._evaluation.num_documents
             chosen.append(Target(self._prepared.tasks.indexing, "train", documents))
         return chosen
+
+    def _log(self, targets: list[Target], params: Any, step: int) -> dict[str, Figures]:
+        if self._evaluation is None:
+            return {}
+        figures = self._evaluate(targets, self._evaluation, params, step)
+        if self._write:
+            for name, values in figures.items():
+                logger.info("  %s  %s", name, _line(values))
+        return figures
+
+    def _rank_freely(
+        self, targets: list[Target], figures: dict[str, Figures], params: Any, step: int
+    ) -> dict[str, Figures]:
+        """Figures of an unconstrained search, of which the rate of invalid docids is reported."""
+        if self._evaluation.constraint == "free":
+            return figures
+        if not self._evaluation.unconstrained:
+            return {}
+        beam_size = min(FREE_BEAM_SIZE, self._evaluation.beam_size)
+        freely = dataclasses.replace(self._evaluation, constraint="free", beam_size=beam_size)
+        return self._evaluate(targets, freely, params, step)
 
     def _evaluate(
         self, targets: list[Target], evaluation: Evaluation, params: Any, step: int
@@ -134,7 +187,8 @@ class Evaluations:
                 feature_lengths=self._lengths,
                 output_dir=output if self._write else None,
             )
-        return self._cache[key].evaluate(self._predictor(evaluation), params, step)
+        predictor = self._predictor(evaluation)
+        return self._cache[key].evaluate(predictor, params, step, self._should_stop)
 
     def _predictor(self, evaluation: Evaluation) -> Predictor:
         key = (evaluation.constraint, evaluation.beam_size, evaluation.batch_size)
@@ -147,15 +201,22 @@ class Evaluations:
                 beam_size=evaluation.beam_size,
                 constraint=evaluation.constraint,
                 batch_size=evaluation.batch_size,
+                mesh=self._mesh,
+                rules=self._rules,
             )
         return self._cache[key]
 
     # ---- what is told
 
     def _summary(
-        self, figures: dict[str, Figures], free: dict[str, Figures], step: int, seconds: float
+        self,
+        reported: list[Target],
+        figures: dict[str, Figures],
+        free: dict[str, Figures],
+        step: int,
+        seconds: float,
     ) -> tuple[list[str], dict[str, Any]]:
-        table, corpus = self._prepared.table, self._prepared.corpus
+        table = self._prepared.table
         lines = [
             f"{table.num_documents:,} documents, docids {table.kind}, {step:,} steps, "
             f"{seconds / 60:.1f} minutes of training"
@@ -168,17 +229,18 @@ class Evaluations:
             "test": figures,
             "free": free,
         }
-        for name, values in figures.items():
-            systems: dict[str, Figures] = {"DSI": values}
-            if corpus is not None:
-                systems["BM25"] = summary["bm25"] = bm25.BM25(corpus).evaluate("test")
-            lines += ["", f"{name} (percent)", report.retrieval_table(systems)]
+        for target in reported:
+            systems: dict[str, Figures] = {"DSI": figures[target.name]}
+            if self._has_queries(target):
+                index = bm25.BM25(self._prepared.corpus)
+                systems["BM25"] = summary["bm25"] = index.evaluate(target.split)
+            lines += ["", f"{target.name} (percent)", report.retrieval_table(systems)]
         for values in free.values():
             if "invalid_rate" in values:
                 lines.append(f"invalid docids, unconstrained: {100 * values['invalid_rate']:.1f}%")
         summary["while_training"] = {}
         for target in self._targets_while_training():
-            past = history(self._directory / "inference_eval", target.name)
+            past = history(self._directory / "inference_eval", target.name, step)
             if not past:
                 continue
             mean, best = mean_and_best(past, _HEADLINE, self._evaluation.last)
@@ -197,21 +259,34 @@ class Evaluations:
                 )
         return lines, summary
 
-    def _example_searches(self, params: Any) -> dict[str, Any]:
-        corpus = self._prepared.corpus
-        if corpus is None or "test" not in corpus.queries:
-            return {}
-        queries = corpus.queries["test"].texts
-        chosen = queries[:: max(1, len(queries) // NUM_EXAMPLES)][:NUM_EXAMPLES]
-        retriever = Retriever(
-            model=self._model,
-            params=params,
-            tokenizer=self._prepared.tokenizer,
-            table=self._prepared.table,
-            documents=self._prepared.documents,
-            input_length=self._lengths["inputs"],
+    def _has_queries(self, target: Target) -> bool:
+        """Whether the target is a split of the corpus's own queries."""
+        corpus, tasks = self._prepared.corpus, self._prepared.tasks
+        return (
+            corpus is not None
+            and tasks is not None
+            and target.task == tasks.retrieval
+            and target.split in corpus.queries
         )
-        return dict(zip(chosen, retriever.search_batch(chosen, k=3), strict=True))
+
+    def _example_searches(self, reported: list[Target], params: Any) -> dict[str, Sequence[Hit]]:
+        """A few of the reported queries and their documents; all processes take part."""
+        splits = [target.split for target in reported if self._has_queries(target)]
+        if not splits:
+            return {}
+        corpus = self._prepared.corpus
+        queries = corpus.queries[splits[-1]].texts
+        chosen = queries[:: max(1, len(queries) // NUM_EXAMPLES)][:NUM_EXAMPLES]
+        examples = [{features.INPUTS: np.array([text.encode()], object)} for text in chosen]
+        rows, scores = self._predictor(self._evaluation).rank(params, examples, self._should_stop)
+        return {
+            text: [
+                Hit(corpus.keys[row], int(row), float(score), corpus.titles[row], corpus.texts[row])
+                for row, score in zip(rows[i], scores[i], strict=True)
+                if row >= 0
+            ][:NUM_EXAMPLE_HITS]
+            for i, text in enumerate(chosen)
+        }
 
 
 def _line(figures: Figures) -> str:

@@ -8,21 +8,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import seqio
+from jax.sharding import Mesh
 
 from dsi_jax import searcher as searcher_lib
 from dsi_jax.data import converters, features, metrics
+from dsi_jax.data.corpora import Corpus
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.models.dsi import DSIModel
 from dsi_jax.tokenizers import Tokenizer
+from dsi_jax.training import partitioning
 
 Figures = dict[str, float]
+HELD_OUT_SPLITS = ("dev", "validation")  # evaluated while training goes on
+
+
+class Interrupted(Exception):
+    """The evaluation was asked to stop; it left no figures of what it was at."""
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +58,7 @@ class Evaluation:
     num_queries: int | None = 1000
     num_documents: int | None = 1000
     unconstrained: bool = True
-    last: int = 5
+    last: int = 3
 
     def __post_init__(self) -> None:
         if self.constraint not in searcher_lib.CONSTRAINTS:
@@ -88,7 +101,10 @@ class Predictor:
       feature_lengths: tokens kept of each feature.
       beam_size: rows a query.
       constraint: "trie" or "free".
-      batch_size: queries a device step; the last batch is padded to it.
+      batch_size: queries a device step, rounded up to what the mesh divides; the last batch is
+        padded to it.
+      mesh: where the parameters lie; None: on one device.
+      rules: logical axis rules, fitted to the model; used with a mesh.
     """
 
     def __init__(
@@ -101,23 +117,46 @@ class Predictor:
         beam_size: int,
         constraint: str,
         batch_size: int,
+        mesh: Mesh | None = None,
+        rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
     ) -> None:
         self._tokenizer = tokenizer
         self._length = feature_lengths["inputs"]
         self._batch_size = batch_size
+        if mesh is not None:
+            self._batch_size = partitioning.round_batch_size(batch_size, mesh)
         self._searcher = searcher_lib.Searcher(
-            model, table, beam_size=min(beam_size, table.num_documents), constraint=constraint
+            model,
+            table,
+            beam_size=searcher_lib.cap_beams(beam_size, table, constraint),
+            constraint=constraint,
+            mesh=mesh,
+            rules=rules,
         )
 
     def rank(
-        self, params: Any, examples: Sequence[Mapping[str, np.ndarray]]
+        self,
+        params: Any,
+        examples: Sequence[Mapping[str, np.ndarray]],
+        should_stop: Callable[[], bool] = _never,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows int32 [n, M] and scores float32 [n, M] for n flat examples, best first.
 
-        A row of -1 stands for no document.
+        Args:
+          params: the parameters.
+          examples: at least one; the same on all processes.
+          should_stop: asked before each batch; with several processes, all get one answer.
+
+        Returns:
+          (rows, scores); a row of -1 stands for no document.
+
+        Raises:
+          Interrupted: `should_stop` said so.
         """
         rows, scores = [], []
         for start in range(0, len(examples), self._batch_size):
+            if should_stop():
+                raise Interrupted
             chunk = examples[start : start + self._batch_size]
             columns = {name: np.stack([e[name] for e in chunk]) for name in chunk[0]}
             tokens_BxS = converters.encode_inputs(
@@ -155,27 +194,22 @@ class Evaluator:
     ) -> None:
         self._keys, self._output_dir = keys, output_dir
         self._evaluators = {
-            target: seqio.Evaluator(
-                target.task,
-                converters.DSIFeatureConverter(
-                    converters.is_tokenized(seqio.get_mixture_or_task(target.task))
-                ),
-                eval_split=target.split,
-                sequence_length=dict(feature_lengths),
-                num_examples=target.num_examples,
-                shuffle=target.num_examples is not None,
-                seed=seed,
-                async_compute_metrics=False,
-                logger_cls=()
-                if output_dir is None
-                else (functools.partial(_SplitLoggers, split=target.split),),
-                log_dir=None if output_dir is None else str(output_dir),
-            )
+            target: _seqio_evaluator(target, feature_lengths, output_dir, seed)
             for target in targets
         }
 
-    def evaluate(self, predictor: Predictor, params: Any, step: int) -> dict[str, Figures]:
-        """Figures by target name and metric."""
+    def evaluate(
+        self,
+        predictor: Predictor,
+        params: Any,
+        step: int,
+        should_stop: Callable[[], bool] = _never,
+    ) -> dict[str, Figures]:
+        """Figures by target name and metric; metrics that are no single number stay in the files.
+
+        Raises:
+          Interrupted: `should_stop` said so, between two batches.
+        """
         figures = {}
         for target, evaluator in self._evaluators.items():
             ranking: dict[str, np.ndarray] = {}
@@ -183,7 +217,8 @@ class Evaluator:
             def predict_with_scores(dataset, ranking=ranking):
                 if not ranking:  # a task whose metrics want both kinds of output is ranked once
                     numbered = list(dataset.as_numpy_iterator())
-                    rows, scores = predictor.rank(params, [example for _, example in numbered])
+                    examples = [example for _, example in numbered]
+                    rows, scores = predictor.rank(params, examples, should_stop)
                     ranking |= {"index": [int(i) for i, _ in numbered], "rows": rows}
                     ranking["scores"] = scores
                 ranked = list(zip(ranking["index"], ranking["rows"].tolist(), strict=True))
@@ -195,10 +230,7 @@ class Evaluator:
                 predict_fn=lambda dataset, ranked=predict_with_scores: ranked(dataset)[0],
                 predict_with_aux_fn=predict_with_scores,
             )
-            figures[target.name] = {
-                name: float(np.asarray(getattr(value, "value", value)))
-                for name, value in future.result()[target.task].items()
-            }
+            figures[target.name] = _scalars(future.result()[target.task])
             if self._output_dir is not None:
                 self._write_trec_run(target, evaluator, ranking, step)
         return figures
@@ -220,6 +252,30 @@ class Evaluator:
         )
 
 
+def _seqio_evaluator(
+    target: Target, feature_lengths: Mapping[str, int], output_dir: Path | None, seed: int
+) -> seqio.Evaluator:
+    tokenized = converters.is_tokenized(seqio.get_mixture_or_task(target.task))
+    lengths = {features.TARGETS: 1, features.IS_INDEXING: 1}
+    # A text is one string, however many tokens are kept of it.
+    lengths[features.INPUTS] = feature_lengths[features.INPUTS] if tokenized else 1
+    log_to: dict[str, Any] = {}
+    if output_dir is not None:
+        loggers = functools.partial(_SplitLoggers, split=target.split)
+        log_to = {"logger_cls": (loggers,), "log_dir": str(output_dir)}
+    return seqio.Evaluator(
+        target.task,
+        converters.DSIFeatureConverter(tokenized),
+        eval_split=target.split,
+        sequence_length=lengths,
+        num_examples=target.num_examples,
+        shuffle=target.num_examples is not None,
+        seed=seed,
+        async_compute_metrics=False,
+        **log_to,
+    )
+
+
 class _SplitLoggers(seqio.Logger):
     """seqio's JSON and TensorBoard loggers, under names that tell a task's splits apart."""
 
@@ -234,13 +290,36 @@ class _SplitLoggers(seqio.Logger):
             logger(f"{task_name}_{self._split}", *args, **kwargs)
 
 
-def history(output_dir: Path, name: str) -> list[Figures]:
-    """Figures of all evaluations of a target so far by step; a repeated step's last line wins."""
+def _scalars(values: Mapping[str, Any]) -> Figures:
+    """The metrics that are single numbers; another project's may be texts or histograms."""
+    plain = {name: np.asarray(getattr(value, "value", value)) for name, value in values.items()}
+    return {
+        name: float(value)
+        for name, value in plain.items()
+        if value.ndim == 0 and (np.issubdtype(value.dtype, np.number) or value.dtype == bool)
+    }
+
+
+def queries_hash(corpus: Corpus) -> str:
+    """sha256 (hex) over the queries of all splits, which `Corpus.hash` leaves out."""
+    digest = hashlib.sha256()
+    for split, queries in sorted(corpus.queries.items()):
+        digest.update(f"{split} {len(queries)} ".encode())
+        queries.update_hash(digest)
+    return digest.hexdigest()
+
+
+def history(output_dir: Path, name: str, last_step: int) -> list[Figures]:
+    """Figures of a target's evaluations by step; a repeated step's last line wins.
+
+    Steps beyond `last_step` are of a run that was taken back to an earlier checkpoint.
+    """
     path = output_dir / f"{name}-metrics.jsonl"
     if not path.exists():
         return []
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [line for _, line in sorted({line["step"]: line for line in lines}.items())]
+    by_step = {line["step"]: line for line in lines if line["step"] <= last_step}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def mean_and_best(lines: Sequence[Figures], metric: str, last: int) -> tuple[float, float]:

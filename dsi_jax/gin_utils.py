@@ -13,16 +13,26 @@ import dataclasses
 import difflib
 import logging
 import re
+import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import dsi_jax
 import gin
+from dsi_jax import checks
 
 _MACRO_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _DEFINED = re.compile(r"^\s*([A-Z][A-Z0-9_]*)\s*=", re.MULTILINE)
 _USED = re.compile(r"%([A-Z][A-Z0-9_]*)")
+_LITERAL_WORDS = {"true": "True", "false": "False", "none": "None"}
+# Macros that stand for an object, and a shipped file that sets each.
+_FILE_OF_OBJECT = {
+    "DOCIDS": "docids/atomic.gin",
+    "MESH": "meshes/data_parallel.gin",
+    "MODEL": "models/t5_tiny.gin",
+    "OPTIMIZER": "optimizers/adafactor.gin",
+}
 
 
 class ConfigError(ValueError):
@@ -54,11 +64,12 @@ def parse(arguments: GinArguments) -> None:
 
     Raises:
       ConfigError: a file that no search path holds (all are named), a file or a binding that gin
-        cannot read, an unknown macro, or a macro that must be given and is not.
+        cannot read, an unknown macro, a macro that must be given and is not, or a value of another
+        type than the parameter it is for.
     """
     gin.clear_config()
-    for directory in (shipped_directory(), *reversed(arguments.search_paths)):
-        gin.add_config_file_search_path(str(directory))
+    # Replaced, not added to: gin would try the working directory first, and those of calls before.
+    gin.config._LOCATION_PREFIXES[:] = map(str, _folders(arguments.search_paths))
     bindings = [_binding(text) for text in arguments.bindings]
     try:
         with gin.unlock_config(), _quiet():
@@ -75,6 +86,7 @@ def parse(arguments: GinArguments) -> None:
         raise ConfigError(f"gin configuration: {error}") from error
     _refuse_unused_macros()
     _refuse_missing_macros()
+    _refuse_wrong_types()
 
 
 def configured(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,6 +128,11 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def _folders(search_paths: Sequence[str]) -> list[Path]:
+    """Where gin files are looked for, in order."""
+    return [*map(Path, search_paths), Path.cwd(), shipped_directory()]
+
+
 def _resolved(name: str, search_paths: Sequence[str]) -> str:
     """The first existing candidate for a gin file's name.
 
@@ -124,8 +141,7 @@ def _resolved(name: str, search_paths: Sequence[str]) -> str:
     if Path(name).is_absolute():
         candidates = [Path(name)]
     else:
-        folders = [*map(Path, search_paths), Path.cwd(), shipped_directory()]
-        candidates = [folder / name for folder in folders]
+        candidates = [folder / name for folder in _folders(search_paths)]
     for candidate in candidates:
         if candidate.is_file():
             return str(candidate.resolve())
@@ -139,6 +155,11 @@ def _binding(text: str) -> tuple[str, str]:
     name, value = name.strip(), value.strip()
     if not equals or not name:
         raise ConfigError(f"gin binding {text!r}: expected NAME=VALUE")
+    word = _LITERAL_WORDS.get(value.lower(), value)
+    if word != value:  # as a text, "false" would be true
+        raise ConfigError(
+            f"{name} is {value}; expected True, False or None, so written: {name}={word}"
+        )
     return name, f"{name} = {value if _is_gin_value(value) else repr(value)}"
 
 
@@ -206,5 +227,38 @@ def _refuse_missing_macros() -> None:
     missing = [n for n, value in sorted(_macro_bindings().items()) if _is_required(value)]
     missing += sorted(_macros_referenced() - _macros_defined())
     if missing:
-        flags = " ".join(f"--gin.{n}=..." for n in missing)
-        raise ConfigError(f"must be given and is not: {', '.join(missing)} ({flags})")
+        flags = " ".join(
+            f"--gin_file={_FILE_OF_OBJECT[n]}" if n in _FILE_OF_OBJECT else f"--gin.{n}=..."
+            for n in missing
+        )
+        raise ConfigError(f"must be given and is not: {', '.join(missing)} (for example {flags})")
+
+
+def _refuse_wrong_types() -> None:
+    """Compares what is bound to our own parameters with their annotations.
+
+    Here, because a constructor that meets a text where it expects a number fails in its own words,
+    and because only gin knows the macro that the value came from.
+    """
+    macros = _macro_bindings()
+    for (_, selector), parameters in gin.config._CONFIG.items():
+        hints = _hints(selector)
+        for parameter, value in parameters.items():
+            name = f"{selector}.{parameter}"
+            while isinstance(value, gin.config.ConfigurableReference) and _is_macro(value):
+                name = value.scoped_selector.rpartition("/")[0]
+                value = macros[name]
+            # What holds a reference is not known before it is called.
+            if parameter in hints and not any(gin.config.iterate_references(value)):
+                try:
+                    checks.check_type(name, value, hints[parameter])
+                except ValueError as error:
+                    raise ConfigError(str(error)) from error
+
+
+def _hints(selector: str) -> dict[str, Any]:
+    """Annotations of a configurable's parameters; none for what is not ours."""
+    configurable = gin.config._REGISTRY[selector].wrapped
+    if not configurable.__module__.startswith("dsi_jax."):
+        return {}
+    return typing.get_type_hints(configurable)

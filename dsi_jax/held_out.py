@@ -11,25 +11,25 @@ import jax
 import numpy as np
 import seqio
 
+from dsi_jax.data import converters
 from dsi_jax.data import pipeline as pipeline_lib
+from dsi_jax.evaluator import HELD_OUT_SPLITS
 from dsi_jax.metric_writers import ScalarWriter
 from dsi_jax.training import step as step_lib
 
 logger = logging.getLogger(__name__)
-
-HELD_OUT_SPLITS = ("dev", "validation")
 
 
 class HeldOutLoss:
     """Measures the teacher-forced loss on a fixed sample of each task's held-out split.
 
     Args:
-      pipelines: task name -> a pipeline of its held-out split that does not shuffle.
+      pipelines: task name -> a pipeline of its held-out split; its first batches are the sample.
       num_batches: at most so many batches of each.
       eval_step: from `training.step.make_eval_step`.
       put: places this host's part of a batch on the devices.
       directory: MODEL_DIR/training_eval.
-      write: whether this host writes.
+      write: whether this host writes and prints.
     """
 
     def __init__(
@@ -42,23 +42,25 @@ class HeldOutLoss:
         directory: Path,
         write: bool,
     ) -> None:
-        # A pipeline is endless: what is kept is the first pass, so that nothing counts twice.
         self._batches = {
-            task: [next(stream) for _ in range(_num_batches(task, stream, num_batches))]
-            for task, stream in pipelines.items()
+            task: _first_pass(task, stream, num_batches) for task, stream in pipelines.items()
         }
-        self._eval_step, self._put = eval_step, put
+        self._eval_step, self._put, self._write = eval_step, put, write
         self._writers = {task: ScalarWriter(directory / task, lead=write) for task in pipelines}
 
     def run(self, params: Any, step: int) -> dict[str, dict[str, float]]:
         """Writes and returns the figures of each task."""
         figures = {}
         for task, batches in self._batches.items():
-            metrics = [jax.device_get(self._eval_step(params, self._put(b))) for b in batches]
+            metrics = [
+                jax.device_get(self._eval_step(params, _only_first(self._put(batch), num_rows)))
+                for batch, num_rows in batches
+            ]
             total = jax.tree.map(lambda *parts: np.sum(parts), *metrics)
             figures[task] = step_lib.summarize(total)
             self._writers[task].write(step, figures[task])
-            logger.info("  %s  held-out loss %.4f", task, figures[task]["loss"])
+            if self._write:
+                logger.info("  %s  held-out loss %.4f", task, figures[task]["loss"])
         return figures
 
     def close(self) -> None:
@@ -77,6 +79,24 @@ def held_out_tasks(mixture_or_task_name: str) -> dict[str, str]:
     }
 
 
-def _num_batches(task: str, stream: pipeline_lib.TrainPipeline, limit: int) -> int:
+def _first_pass(
+    task: str, stream: pipeline_lib.TrainPipeline, limit: int
+) -> list[tuple[converters.Batch, int]]:
+    """At most `limit` batches, each with the number of its rows (of the global batch) that count.
+
+    A pipeline is endless: the last batch goes on with the second pass, which must not count.
+    """
     examples = seqio.TaskRegistry.get(task).num_input_examples(stream.split)
-    return limit if examples is None else min(limit, max(1, examples // stream.batch_size))
+    size = stream.batch_size
+    if examples is None:
+        return [(next(stream), size) for _ in range(limit)]
+    starts = range(0, min(examples, limit * size), size)
+    return [(next(stream), min(size, examples - start)) for start in starts]
+
+
+def _only_first(batch: converters.Batch, num_rows: int) -> converters.Batch:
+    """The global batch with weight 0 for the tokens of all rows but the first `num_rows`."""
+    decoder = batch["decoder"]
+    counts_Bx1 = (np.arange(len(decoder["weights"])) < num_rows)[:, None]
+    weights_BxL = decoder["weights"] * counts_Bx1.astype(np.float32)
+    return batch | {"decoder": decoder | {"weights": weights_BxL}}

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import seqio
 
-from dsi_jax import report
+from dsi_jax import checks, report
 from dsi_jax.data import corpora, metrics, registration
 from dsi_jax.data.bm25 import BM25
-from dsi_jax.evaluator import Evaluation, Evaluator, Figures, Predictor, Target
+from dsi_jax.evaluator import Evaluation, Evaluator, Figures, Predictor, Target, queries_hash
 from dsi_jax.retriever import Retriever
 from dsi_jax.training.checkpoints import check_writable
 
@@ -30,7 +30,7 @@ def evaluate(
     step: int | None = None,
     docid_table: str | None = None,
     output_dir: str | None = None,
-    random_seed: int = 42,
+    random_seed: int | None = None,
     config_text: str = "",
     dry_run: bool = False,
 ) -> None:
@@ -44,8 +44,8 @@ def evaluate(
       split: its split.
       step: which checkpoint; None: the newest whole one.
       docid_table: where the docid table lies, if not where the run had it.
-      output_dir: where the files go; by default MODEL_DIR/inference_eval.
-      random_seed: of the corpus's splits and of samples; as in training.
+      output_dir: where the files go; by default MODEL_DIR/eval, apart from the training run's.
+      random_seed: of the corpus's splits and of samples; None: the training run's.
       config_text: not kept: the training run's `config.gin` stands in MODEL_DIR.
       dry_run: stop before ranking.
 
@@ -55,19 +55,16 @@ def evaluate(
     del config_text
     retriever = Retriever.load(model_dir, step=step, docid_table=docid_table, beam_size=1)
     loaded = None
+    seed = retriever.metadata.get("corpus_seed", 42) if random_seed is None else random_seed
     if corpus is not None:
-        loaded = corpora.load_corpus(corpus, seed=random_seed)
-        if loaded.hash != retriever.table.corpus_hash:
-            raise ValueError(
-                f"CORPUS {corpus!r} is {loaded.hash[:16]}; the index in {model_dir} holds the "
-                f"corpus {retriever.table.corpus_hash[:16]}"
-            )
-        registered = registration.register_corpus_tasks(loaded)
-        mixture_or_task_name = mixture_or_task_name or registered.retrieval
+        loaded = corpora.load_corpus(corpus, seed=seed)
+        _check_corpus(loaded, corpus, seed, retriever)
+        registered = registration.register_retrieval_task(loaded)
+        mixture_or_task_name = mixture_or_task_name or registered
     if mixture_or_task_name is None:
         raise ValueError("CORPUS is None, so MIXTURE_OR_TASK_NAME must be given")
     targets = _targets(mixture_or_task_name, split, evaluation.num_queries)
-    output = Path(output_dir) if output_dir else Path(model_dir) / "inference_eval"
+    output = Path(output_dir) if output_dir else checks.model_directory(model_dir) / "eval"
     if dry_run:
         logger.info("would evaluate %s", ", ".join(target.name for target in targets))
         return
@@ -87,7 +84,7 @@ def evaluate(
         keys=retriever.table.keys,
         feature_lengths=lengths,
         output_dir=output,
-        seed=random_seed,
+        seed=seed,
     )
     figures = evaluator.evaluate(predictor, retriever.params, retriever.step)
     for target in targets:
@@ -194,6 +191,25 @@ def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{path}:{number}: the text of query {query_id!r} is empty")
         yield str(query_id), text.strip()
+
+
+def _check_corpus(loaded: corpora.Corpus, name: str, seed: int, retriever: Retriever) -> None:
+    """Refuses other documents than the index holds, and queries that were split otherwise.
+
+    With another seed, queries that the index was trained on would stand among those of the test.
+    """
+    if loaded.hash != retriever.table.corpus_hash:
+        raise ValueError(
+            f"CORPUS {name!r} is {loaded.hash[:16]}; the index holds the corpus "
+            f"{retriever.table.corpus_hash[:16]}"
+        )
+    found, trained = queries_hash(loaded), retriever.metadata.get("queries_hash")
+    if trained is not None and found != trained:
+        raise ValueError(
+            f"the queries of CORPUS {name!r} with RANDOM_SEED {seed} are {found[:16]}; the index "
+            f"was trained beside the queries {trained[:16]} with RANDOM_SEED "
+            f"{retriever.metadata.get('corpus_seed')}: its test queries may be others"
+        )
 
 
 def _targets(name: str, split: str, limit: int | None) -> Sequence[Target]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from flax import traverse_util
+from jax.experimental import multihost_utils
 
 from dsi_jax.convert import huggingface
 from dsi_jax.docids.table import DocidTable
@@ -60,7 +61,7 @@ def open_lender(path: str | Path) -> Lender:
     Raises:
       ValueError, FileNotFoundError: it is none of these; the path is named.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if (path / "config.json").is_file():
         return HuggingFaceLender(path)
     if path.is_dir():
@@ -76,7 +77,7 @@ class HuggingFaceLender:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self.t5, self._params = huggingface.load_t5(directory)
+        self.t5 = huggingface.load_t5_config(directory)
 
     def vocab_size_for(self, tokenizer: Tokenizer) -> int:
         """See `Lender`."""
@@ -84,9 +85,9 @@ class HuggingFaceLender:
 
     def lend(self, borrower: Borrower, params: Any, assignment_map: AssignmentMap | None) -> Any:
         """See `Lender`."""
-        own = jax.tree.map(np.asarray, params)
         rows = docid_rows(borrower.table, borrower.tokenizer)
-        lent = huggingface.lend(self._params, rows, own)
+        _, text_params = huggingface.load_t5(self._directory)
+        lent = huggingface.lend(text_params, rows, _docid_parameters(params))
         return assignment.apply_assignment_map(params, lent, assignment_map or ())
 
 
@@ -118,6 +119,19 @@ class CheckpointLender:
                 (re.escape(path), None) for path in _DOCID_PARAMETERS if path in paths and not same
             ]
         return assignment.apply_assignment_map(params, lent, assignment_map)
+
+
+def _docid_parameters(params: Any) -> Any:
+    """The parameters of the docid vocabulary alone, whole on every host."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    own = {path: _whole(flat[path]) for path in _DOCID_PARAMETERS if path in flat}
+    return traverse_util.unflatten_dict(own, sep="/")
+
+
+def _whole(array: jax.Array) -> np.ndarray:
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def docid_rows(table: DocidTable, tokenizer: Tokenizer) -> list[int]:

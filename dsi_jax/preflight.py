@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dsi_jax import checks
 from dsi_jax.training import partitioning
 from dsi_jax.training.state import TrainState
 
@@ -48,21 +49,6 @@ class Plan:
         )
 
 
-def check_numbers(**values: int | None) -> None:
-    """Raises unless every given value is a positive whole number; the macro is named.
-
-    Raises:
-      ValueError: naming the macro, its value and its type.
-    """
-    for name, value in values.items():
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"{name} is {value!r} ({type(value).__name__}); expected a positive whole number"
-            )
-
-
 def check_lengths(lengths: Any) -> None:
     """Raises unless TASK_FEATURE_LENGTHS maps feature names, `inputs` among them, to lengths.
 
@@ -73,16 +59,19 @@ def check_lengths(lengths: Any) -> None:
         raise ValueError(
             f'TASK_FEATURE_LENGTHS is {lengths!r}; expected a dict such as {{"inputs": 32}}'
         )
-    check_numbers(**{f"TASK_FEATURE_LENGTHS[{name!r}]": n for name, n in lengths.items()})
+    checks.check_whole_numbers(
+        **{f"TASK_FEATURE_LENGTHS[{name!r}]": n for name, n in lengths.items()}
+    )
 
 
 def check_disk(directory: Path, needed: int) -> None:
-    """Raises where a run's checkpoints will not fit.
+    """Raises where a run's checkpoints will not fit; the directory need not exist yet.
 
     Raises:
       OSError: naming the directory, the bytes needed and the bytes free.
     """
-    free = shutil.disk_usage(directory).free
+    existing = next(p for p in (directory, *directory.resolve().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise OSError(
             f"{directory} has {_size(free)} free; the checkpoints of this run need {_size(needed)}"

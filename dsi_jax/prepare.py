@@ -7,25 +7,30 @@ one built by training are the same table. Everything is checked before anything 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import seqio
 from jax.experimental import multihost_utils
 
+from dsi_jax import checks, tokenizers
 from dsi_jax import documents as documents_lib
-from dsi_jax import tokenizers
 from dsi_jax.data import corpora, registration
 from dsi_jax.docids import report
-from dsi_jax.docids.table import DocidTable
+from dsi_jax.docids.table import DocidBuilder, DocidTable
 from dsi_jax.training import checkpoints
 
 logger = logging.getLogger(__name__)
 
 BYTES = "bytes"
 _T5_MODEL = "spiece.model"  # what T5's directories call it
+_TOKENIZER = "tokenizer.json"  # what a run's own vocabulary is called
+_ORIGIN = ("corpus_hash", "vocabulary_size", "seed")  # what that vocabulary depends on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +43,8 @@ class Sources:
       docids: builder of the docid table (`docids.atomic.Atomic()` ...); used where no table lies
         at `docid_table`.
       docid_table: directory of the table; by default MODEL_DIR/docids.
-      vocabulary: a SentencePiece model file or a directory with spiece.model, or "bytes"; None
-        trains one on the corpus.
+      vocabulary: a SentencePiece model file or a directory with spiece.model; a checkpoint, a
+        MODEL_DIR or its tokenizer.json; or "bytes". None trains one on the corpus.
       vocabulary_size: pieces of a trained vocabulary, at most.
       mixture_or_task_name: a registered seqio mixture or task; by default the corpus's own.
       indexing_ratio: indexing examples for each retrieval example; None: as many as keep documents
@@ -98,35 +103,42 @@ class Prepared:
         return tuple(lines)
 
 
-def prepare(sources: Sources, model_dir: str | Path, *, write: bool = True) -> Prepared:
+def prepare(
+    sources: Sources,
+    model_dir: str | Path,
+    *,
+    write: bool = True,
+    check: Callable[[int], None] = lambda num_documents: None,
+) -> Prepared:
     """Reads or builds the corpus's files in `model_dir` and registers its seqio tasks.
 
     Args:
       sources: what to read.
       model_dir: MODEL_DIR.
       write: False builds what is missing in memory only.
+      check: called with the number of documents before anything long begins; may raise.
 
     Raises:
       ValueError, FileNotFoundError: bad input, named; nothing has been written then.
       OSError: `model_dir` cannot be written.
     """
-    model_dir = Path(model_dir)
+    model_dir = checks.model_directory(model_dir)
     if jax.process_count() == 1 or not write:
-        return _prepare(sources, model_dir, write)
+        return _prepare(sources, model_dir, write, check)
     # The lead host writes; the others then find everything there.
     if jax.process_index() == 0:
-        prepared = _prepare(sources, model_dir, write)
+        prepared = _prepare(sources, model_dir, write, check)
     multihost_utils.sync_global_devices("prepared")
     if jax.process_index() != 0:
-        prepared = _prepare(sources, model_dir, write)
+        prepared = _prepare(sources, model_dir, write, check)
     return prepared
 
 
-def _prepare(sources: Sources, model_dir: Path, write: bool) -> Prepared:
+def _prepare(
+    sources: Sources, model_dir: Path, write: bool, check: Callable[[int], None]
+) -> Prepared:
     if sources.corpus is None:
-        return _prepare_foreign(sources, model_dir, write)
-    if write:
-        checkpoints.check_writable(model_dir)
+        return _prepare_foreign(sources, model_dir, write, check)
     corpus = corpora.load_corpus(sources.corpus, seed=sources.seed)
     path = table_path(sources, model_dir)
     table = _existing_table(sources, path, corpus)
@@ -136,7 +148,14 @@ def _prepare(sources: Sources, model_dir: Path, write: bool) -> Prepared:
         chunk_ratio=sources.chunk_ratio,
         document_form=sources.document_form,
     )
-    tokenizer = _tokenizer(sources, model_dir, corpus, write)
+    name = sources.mixture_or_task_name or tasks.mixture
+    _check_task(name)
+    tokenizer = _existing_tokenizer(sources, model_dir, corpus)
+    check(len(corpus))
+    if write:
+        checkpoints.check_writable(model_dir)
+    if tokenizer is None:
+        tokenizer = _train_tokenizer(sources, model_dir, corpus, write)
     if table is None:
         table = _build_table(sources, path, corpus, write)
     store = model_dir / "documents.arrow"
@@ -149,7 +168,7 @@ def _prepare(sources: Sources, model_dir: Path, write: bool) -> Prepared:
         table=table,
         table_path=path,
         tasks=tasks,
-        mixture_or_task_name=sources.mixture_or_task_name or tasks.mixture,
+        mixture_or_task_name=name,
     )
 
 
@@ -162,6 +181,8 @@ def build_docids(
       ValueError, OSError: as `prepare`.
     """
     del config_text  # `train` keeps the configuration; this command has no run of its own
+    checks.check_type("MODEL_DIR", model_dir, str)
+    check_sources(sources)
     prepared = prepare(sources, model_dir, write=not dry_run)
     logger.info("%s\n\n%s", "\n".join(prepared.lines()), report.report(prepared.table))
     if not dry_run:
@@ -170,10 +191,25 @@ def build_docids(
 
 def table_path(sources: Sources, model_dir: Path) -> Path:
     """Where the run's docid table lies."""
-    return Path(sources.docid_table) if sources.docid_table else model_dir / "docids"
+    if sources.docid_table is not None:
+        return Path(sources.docid_table).expanduser()
+    return model_dir / "docids"
 
 
-def _prepare_foreign(sources: Sources, model_dir: Path, write: bool) -> Prepared:
+def check_sources(sources: Sources) -> None:
+    """Raises where a field is of the wrong type or out of range; reads nothing.
+
+    Raises:
+      ValueError: naming it.
+    """
+    checks.check_fields(sources)
+    checks.check_whole_numbers(VOCABULARY_SIZE=sources.vocabulary_size)
+    checks.check_whole_numbers(least=0, RANDOM_SEED=sources.seed)
+
+
+def _prepare_foreign(
+    sources: Sources, model_dir: Path, write: bool, check: Callable[[int], None]
+) -> Prepared:
     """Another project's registered tasks: their docid table and vocabulary must be given."""
     given = {
         "MIXTURE_OR_TASK_NAME": sources.mixture_or_task_name,
@@ -183,23 +219,41 @@ def _prepare_foreign(sources: Sources, model_dir: Path, write: bool) -> Prepared
     missing = [name for name, value in given.items() if value is None]
     if missing:
         raise ValueError(f"CORPUS is None, so {', '.join(missing)} must be given")
+    _check_task(sources.mixture_or_task_name)
+    path = table_path(sources, model_dir)
+    table = DocidTable.load(path)
+    tokenizer = _given_tokenizer(sources.vocabulary)
+    check(table.num_documents)
     if write:
         checkpoints.check_writable(model_dir)
     return Prepared(
         corpus=None,
         documents=None,
-        tokenizer=_given_tokenizer(sources.vocabulary),
-        table=DocidTable.load(sources.docid_table),
-        table_path=Path(sources.docid_table),
+        tokenizer=tokenizer,
+        table=table,
+        table_path=path,
         tasks=None,
         mixture_or_task_name=sources.mixture_or_task_name,
     )
 
 
+def _check_task(name: str) -> None:
+    known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        raise ValueError(
+            f"MIXTURE_OR_TASK_NAME is {name!r}, of which no task or mixture is registered"
+            + (f"; did you mean {close[0]!r}?" if close else "")
+        )
+
+
 def _existing_table(sources: Sources, path: Path, corpus: corpora.Corpus) -> DocidTable | None:
     if not path.exists():
         if sources.docids is None:
-            raise ValueError(f"no docid table at {path} and no DOCIDS to build one with")
+            raise ValueError(
+                f"no docid table at {path} and no DOCIDS to build one with: pass a file of "
+                "docids/, for example --gin_file=docids/atomic.gin"
+            )
         return None
     table = DocidTable.load(path)
     if table.corpus_hash != corpus.hash:
@@ -207,12 +261,31 @@ def _existing_table(sources: Sources, path: Path, corpus: corpora.Corpus) -> Doc
             f"docid table {path} belongs to the corpus {table.corpus_hash[:16]}; CORPUS "
             f"{sources.corpus!r} is {corpus.hash[:16]}"
         )
-    if sources.docids is not None and table.kind != sources.docids.kind:
-        raise ValueError(
-            f"docid table {path} is of kind {table.kind!r}; DOCIDS asks for "
-            f"{sources.docids.kind!r}: remove the directory or choose another MODEL_DIR"
-        )
+    if sources.docids is not None:
+        # A table from elsewhere may serve runs of several seeds.
+        seed = sources.seed if sources.docid_table is None else None
+        _check_built_by(table, path, sources.docids, seed)
     return table
+
+
+def _check_built_by(table: DocidTable, path: Path, builder: DocidBuilder, seed: int | None) -> None:
+    """Raises where DOCIDS would build another table than the one that lies there."""
+    remedy = "remove the directory or choose another MODEL_DIR"
+    if table.kind != builder.kind:
+        raise ValueError(
+            f"docid table {path} is of kind {table.kind!r}; DOCIDS asks for {builder.kind!r}: "
+            f"{remedy}"
+        )
+    for name, value in (vars(builder) | {"seed": seed}).items():
+        if value is None or name not in table.parameters:
+            continue  # the builder's own choice
+        if hasattr(value, "describe"):
+            value = value.describe()
+        if table.parameters[name] != value:
+            raise ValueError(
+                f"docid table {path} was built with {name} {table.parameters[name]!r}; this run "
+                f"asks for {value!r}: {remedy}"
+            )
 
 
 def _build_table(sources: Sources, path: Path, corpus: corpora.Corpus, write: bool) -> DocidTable:
@@ -221,6 +294,7 @@ def _build_table(sources: Sources, path: Path, corpus: corpora.Corpus, write: bo
     if builder.needs_embeddings:
         embeddings = builder.embedder.embed(corpus.document_texts(), seed=sources.seed)
     table = builder.build(corpus.keys, corpus.hash, embeddings=embeddings, seed=sources.seed)
+    table.validate()
     if not write:
         return table
     table.save(path)
@@ -230,32 +304,50 @@ def _build_table(sources: Sources, path: Path, corpus: corpora.Corpus, write: bo
 def _given_tokenizer(vocabulary: str) -> tokenizers.Tokenizer:
     if vocabulary == BYTES:
         return tokenizers.ByteTokenizer()
-    path = Path(vocabulary)
-    if path.is_dir():
-        path /= _T5_MODEL
+    path = Path(vocabulary).expanduser()
+    if _is_or_has_checkpoint(path):
+        metadata = checkpoints.load_metadata(checkpoints.latest_checkpoint(path))
+        return tokenizers.from_spec(metadata["tokenizer"])
+    for name in (_T5_MODEL, _TOKENIZER):
+        if (path / name).is_file():
+            path /= name
+            break
     if not path.is_file():
         raise FileNotFoundError(
             f"VOCABULARY {vocabulary!r}: {path} is no file; expected a SentencePiece model, a "
-            f"directory with {_T5_MODEL}, or {BYTES!r}"
+            f"directory with {_T5_MODEL}, a MODEL_DIR, a checkpoint, or {BYTES!r}"
         )
+    if path.suffix == ".json":
+        return _read_tokenizer(path)[0]
     return tokenizers.SentencePieceTokenizer.from_file(path)
 
 
-def _tokenizer(
-    sources: Sources, model_dir: Path, corpus: corpora.Corpus, write: bool
-) -> tokenizers.Tokenizer:
-    """The given vocabulary, the one that this MODEL_DIR has, or a new one from the corpus."""
+def _is_or_has_checkpoint(path: Path) -> bool:
+    return (path / "metadata").is_dir() or any(path.glob("checkpoint_*/metadata"))
+
+
+def _existing_tokenizer(
+    sources: Sources, model_dir: Path, corpus: corpora.Corpus
+) -> tokenizers.Tokenizer | None:
+    """The given vocabulary, or the one that was trained in this MODEL_DIR."""
     if sources.vocabulary is not None:
         return _given_tokenizer(sources.vocabulary)
-    path = model_dir / "tokenizer.json"
-    if path.exists():
-        saved = json.loads(path.read_text())
-        if saved["corpus_hash"] != corpus.hash:
+    path = model_dir / _TOKENIZER
+    if not path.exists():
+        return None
+    tokenizer, stored = _read_tokenizer(path)
+    for name, value in _origin(sources, corpus).items():
+        if stored[name] != value:
             raise ValueError(
-                f"{path} was trained on the corpus {saved['corpus_hash'][:16]}; CORPUS "
-                f"{sources.corpus!r} is {corpus.hash[:16]}"
+                f"{path} was trained with {name} {stored[name]}; this run asks for {value}: "
+                "remove the file or choose another MODEL_DIR"
             )
-        return tokenizers.from_spec(saved["tokenizer"])
+    return tokenizer
+
+
+def _train_tokenizer(
+    sources: Sources, model_dir: Path, corpus: corpora.Corpus, write: bool
+) -> tokenizers.Tokenizer:
     texts = corpus.document_texts()
     if corpus.has_training_queries:
         texts += corpus.queries["train"].texts
@@ -263,7 +355,28 @@ def _tokenizer(
         texts, vocab_size=sources.vocabulary_size, seed=sources.seed
     )
     if write:
+        path = model_dir / _TOKENIZER
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"corpus_hash": corpus.hash, "tokenizer": tokenizer.spec()}))
+        origin = _origin(sources, corpus)
+        partial.write_text(json.dumps(origin | {"tokenizer": tokenizer.spec()}))
         partial.rename(path)
     return tokenizer
+
+
+def _origin(sources: Sources, corpus: corpora.Corpus) -> dict[str, Any]:
+    """What a vocabulary trained on the corpus depends on."""
+    values = (corpus.hash, sources.vocabulary_size, sources.seed)
+    return dict(zip(_ORIGIN, values, strict=True))
+
+
+def _read_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """The tokenizer of a run's tokenizer.json, and what it was trained on."""
+    try:
+        stored = json.loads(path.read_text())
+        tokenizer = tokenizers.from_spec(stored["tokenizer"])
+        origin = {name: stored[name] for name in _ORIGIN}
+    except KeyError as error:
+        raise ValueError(f"{path} is no vocabulary of a run: it lacks {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no vocabulary of a run: {error}") from error
+    return tokenizer, origin

@@ -11,14 +11,14 @@ specification as plain JSON.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dsi_jax import checks, tokenizers
 from dsi_jax import searcher as searcher_lib
-from dsi_jax import tokenizers
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.documents import Documents
 from dsi_jax.models.dsi import DSIConfig, DSIModel
@@ -57,6 +57,7 @@ class Retriever:
       documents: keys, titles and texts, or None where they are not stored beside the model.
       input_length: S, tokens kept of a query.
       step: training steps of the checkpoint; 0 where there is none.
+      metadata: what the checkpoint says of itself; empty where there is none.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class Retriever:
         beam_size: int = 10,
         constraint: str = "trie",
         step: int = 0,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self.step = step
+        self.metadata = dict(metadata or {})
         self.model = model
         self.params = params
         self.tokenizer = tokenizer
@@ -104,10 +107,10 @@ class Retriever:
           constraint: "trie" or "free".
 
         Raises:
-          ValueError: no whole checkpoint, no docid table, or another table than the checkpoint was
-            trained with (both hashes).
+          ValueError: no whole checkpoint, or nowhere the docid table that it was trained with
+            (the places that were searched, and what lies there).
         """
-        model_dir = Path(model_dir)
+        model_dir = checks.model_directory(model_dir)
         directory = (
             checkpoints.latest_checkpoint(model_dir)
             if step is None
@@ -120,7 +123,7 @@ class Retriever:
             documents = Documents.open(model_dir / "documents.arrow")
         return cls(
             model=DSIModel(DSIConfig.from_json(metadata["model"])),
-            params=checkpoints.load_params(directory),
+            params=checkpoints.load_params(directory, check=step is not None),
             tokenizer=tokenizers.from_spec(metadata["tokenizer"]),
             table=table,
             documents=documents,
@@ -128,6 +131,7 @@ class Retriever:
             beam_size=beam_size,
             constraint=constraint,
             step=int(directory.name.rpartition("_")[2]),
+            metadata=metadata,
         )
 
     def search(self, query: str, k: int = 10) -> list[Hit]:
@@ -165,6 +169,7 @@ class Retriever:
         return ranked
 
     def _searcher(self, beam_size: int) -> searcher_lib.Searcher:
+        beam_size = searcher_lib.cap_beams(beam_size, self.table, self._constraint)
         if beam_size not in self._searchers:
             self._searchers[beam_size] = searcher_lib.Searcher(
                 self.model, self.table, beam_size=beam_size, constraint=self._constraint
@@ -179,16 +184,24 @@ class Retriever:
 
 
 def _load_table(
-    model_dir: Path, metadata: dict[str, Any], docid_table: str | Path | None
+    model_dir: Path, metadata: Mapping[str, Any], docid_table: str | Path | None
 ) -> DocidTable:
-    if docid_table is None:
-        docid_table = model_dir / "docids"
-        if not docid_table.exists():
-            docid_table = Path(metadata["docid_table"])
-    table = DocidTable.load(docid_table)
-    if table.hash != metadata["docid_table_hash"]:
-        raise ValueError(
-            f"docid table {docid_table} has hash {table.hash[:16]}; the checkpoint in {model_dir} "
-            f"was trained with {metadata['docid_table_hash'][:16]}"
-        )
-    return table
+    """The first table among the places where it may lie that the checkpoint was trained with."""
+    wanted = metadata["docid_table_hash"]
+    places = [docid_table, model_dir / "docids", metadata["docid_table"]]
+    found = []
+    for place in places:
+        if place is None:
+            continue
+        try:
+            table = DocidTable.load(place)
+        except (OSError, ValueError) as error:
+            found.append(f"{place}: {error}")
+            continue
+        if table.hash == wanted:
+            return table
+        found.append(f"{place} has {table.hash[:16]}")
+    raise ValueError(
+        f"the checkpoint in {model_dir} was trained with the docid table {wanted[:16]}; "
+        + "; ".join(found)
+    )

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import dsi_jax
-from dsi_jax import autosize, held_out, lenders, preflight
+from dsi_jax import autosize, checks, held_out, lenders, preflight
 from dsi_jax import prepare as prepare_lib
 from dsi_jax.data import pipeline as pipeline_lib
 from dsi_jax.evaluations import Evaluations
 from dsi_jax.evaluator import Evaluation
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.models.t5 import T5Config
-from dsi_jax.training import optimizers, partitioning
+from dsi_jax.training import checkpoints, optimizers, partitioning
 from dsi_jax.training import state as state_lib
 from dsi_jax.training import step as step_lib
+
+_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +48,13 @@ class Periods:
 
     def resolve(self, train_steps: int) -> Periods:
         """The same with every None replaced."""
-        return dataclasses.replace(
-            self,
-            log=self.log or max(1, train_steps // 50),
-            checkpoint=self.checkpoint or max(1, train_steps // 10),
-            evaluate=self.evaluate or max(1, train_steps // 5),
-        )
+        parts = {"log": 50, "checkpoint": 10, "evaluate": 5}
+        chosen = {
+            name: max(1, train_steps // number)
+            for name, number in parts.items()
+            if getattr(self, name) is None
+        }
+        return dataclasses.replace(self, **chosen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +66,10 @@ class TrainConfig:
       sources: corpus, vocabulary and docids.
       optimizer: Adafactor or AdamW with its schedule.
       model: the architecture; its vocabulary size becomes the tokenizer's. None: chosen from the
-        size of the corpus, or the lender's where a Hugging Face checkpoint is borrowed.
+        size of the corpus, or the lender's where weights are borrowed.
+      dropout_rate: in [0, 1); None: the model's own.
+      dtype: "float32" or "bfloat16", of the matrix products; None: the model's own.
+      remat: compute activations anew in the backward pass; None: the model's own.
       task_feature_lengths: tokens kept of each feature, {"inputs": 32}.
       train_steps: steps in all, those before a resumption included; None: from the corpus.
       batch_size: examples a step over all devices; None: from the corpus.
@@ -83,6 +92,9 @@ class TrainConfig:
     sources: prepare_lib.Sources
     optimizer: optimizers.Optimizer
     model: T5Config | None = None
+    dropout_rate: float | None = None
+    dtype: str | None = None
+    remat: bool | None = None
     task_feature_lengths: Mapping[str, int] | None = None
     train_steps: int | None = None
     batch_size: int | None = None
@@ -118,7 +130,7 @@ class Run:
       train_steps: steps in all.
       periods: how often to log, save and evaluate.
       metadata: what each checkpoint says of itself.
-      lender: weights to start from.
+      lender: weights to start from; None: random ones, or the checkpoint's of a resumed run.
       evaluations: rankings while training and at the end.
       plan: the run in figures.
       model_info: text of `model-info.txt`.
@@ -156,7 +168,7 @@ class Run:
                     self.stream.batch_size,
                     name=task,
                     split=split,
-                    shuffle=False,
+                    shuffle=True,
                 )
                 for task, split in tasks.items()
             },
@@ -168,31 +180,69 @@ class Run:
         )
 
 
-def set_up(config: TrainConfig, *, write: bool) -> Run:
-    """Reads, checks and lowers all that the run needs."""
-    preflight.check_numbers(
+def check(config: TrainConfig) -> None:
+    """Raises where a value is of the wrong type or impossible; reads and computes nothing.
+
+    Raises:
+      ValueError: naming it.
+    """
+    checks.check_fields(config)
+    prepare_lib.check_sources(config.sources)
+    periods = config.periods
+    checks.check_whole_numbers(
         TRAIN_STEPS=config.train_steps,
         BATCH_SIZE=config.batch_size,
         MICROBATCHES=config.microbatches,
+        LOG_PERIOD=periods.log,
+        CHECKPOINT_PERIOD=periods.checkpoint,
+        CHECKPOINTS_KEPT=periods.keep,
+        EVAL_PERIOD=periods.evaluate,
+        EVAL_STEPS=periods.eval_steps,
     )
+    checks.check_whole_numbers(least=0, RANDOM_SEED=config.random_seed)
+    checks.check_fractions(DROPOUT_RATE=config.dropout_rate, LABEL_SMOOTHING=config.label_smoothing)
+    if config.z_loss < 0:
+        raise ValueError(f"Z_LOSS is {config.z_loss}; expected at least 0")
+    if config.dtype not in (None, *_DTYPES):
+        raise ValueError(f"DTYPE is {config.dtype!r}; expected one of {_DTYPES} or None")
     if config.task_feature_lengths is not None:
         preflight.check_lengths(config.task_feature_lengths)
+
+
+def set_up(config: TrainConfig, *, write: bool) -> Run:
+    """Reads, checks and lowers all that the run needs.
+
+    Raises:
+      ValueError, OSError: bad input, named; before anything long begins where that can be known.
+    """
+    check(config)
+    directory = checks.model_directory(config.model_dir)
     preflight.check_hosts()
     mesh = partitioning.make_mesh(config.mesh)
     if config.batch_size is not None:
         partitioning.check_batch_size(config.batch_size, mesh, config.microbatches)
-    lender = None
-    if config.initial_checkpoint_path is not None:
-        lender = lenders.open_lender(config.initial_checkpoint_path)
-    directory = Path(config.model_dir)
-    prepared = prepare_lib.prepare(config.sources, directory, write=write)
+    stored, lender = _origin(config, directory)
+    origin = stored or lender
+    given = config.model or (origin.t5 if origin is not None else None)
+
+    def check_disk(num_documents: int) -> None:
+        t5 = _with_options(given or autosize.choose(num_documents).model, config)
+        needed = _least_checkpoint_bytes(t5, config)
+        preflight.check_disk(directory, needed * (config.periods.keep + 1))
+
+    prepared = prepare_lib.prepare(config.sources, directory, write=write, check=check_disk)
     size = autosize.choose(prepared.table.num_documents)
     lengths = dict(config.task_feature_lengths or size.task_feature_lengths)
     batch_size = config.batch_size or partitioning.round_batch_size(
         size.batch_size, mesh, config.microbatches
     )
     train_steps = config.train_steps or size.train_steps
-    model = _model(config, prepared, lender, size)
+    vocab_size = prepared.tokenizer.vocab_size
+    if stored is not None:
+        vocab_size = stored.t5.vocab_size
+    elif lender is not None:
+        vocab_size = lender.vocab_size_for(prepared.tokenizer)
+    model = _model(_with_options(given or size.model, config), vocab_size, prepared)
 
     stream = _stream(config, prepared, mesh, lengths, batch_size)
     batch_shapes = stream.batch_shapes()
@@ -281,25 +331,48 @@ def _stream(
     )
 
 
-def _model(
-    config: TrainConfig,
-    prepared: prepare_lib.Prepared,
-    lender: lenders.Lender | None,
-    size: autosize.Size,
-) -> DSIModel:
-    """The model that was asked for, or the lender's, or one that suits the corpus."""
-    table, tokenizer = prepared.table, prepared.tokenizer
-    t5 = config.model or (lender.t5 if lender is not None else None) or size.model
-    vocab_size = tokenizer.vocab_size
-    if lender is not None:
-        vocab_size = lender.vocab_size_for(tokenizer)
+def _origin(config: TrainConfig, directory: Path) -> tuple[DSIConfig | None, lenders.Lender | None]:
+    """Of a run with borrowed weights: the model in MODEL_DIR if it has begun, else the lender."""
+    if config.initial_checkpoint_path is None:
+        return None, None
+    for path in sorted(directory.glob("checkpoint_*"), key=_step_of, reverse=True):
+        # A checkpoint that cannot be read is named where the run is resumed.
+        with contextlib.suppress(ValueError):
+            return DSIConfig.from_json(checkpoints.load_metadata(path)["model"]), None
+    return None, lenders.open_lender(config.initial_checkpoint_path)
+
+
+def _step_of(path: Path) -> int:
+    step = path.name.rpartition("_")[2]
+    return int(step) if step.isdigit() else -1
+
+
+def _model(t5: T5Config, vocab_size: int, prepared: prepare_lib.Prepared) -> DSIModel:
     return DSIModel(
         DSIConfig(
             t5=dataclasses.replace(t5, vocab_size=vocab_size),
-            docid_vocab_size=table.vocab_size,
-            docid_length=table.length,
+            docid_vocab_size=prepared.table.vocab_size,
+            docid_length=prepared.table.length,
         )
     )
+
+
+def _with_options(t5: T5Config, config: TrainConfig) -> T5Config:
+    """The architecture with the run's own options in place of the model's."""
+    options = {name: getattr(config, name) for name in ("dropout_rate", "dtype", "remat")}
+    return dataclasses.replace(t5, **{k: v for k, v in options.items() if v is not None})
+
+
+def _least_checkpoint_bytes(t5: T5Config, config: TrainConfig) -> int:
+    """Bytes of a checkpoint but for the text and the docid vocabulary, which are not known yet."""
+    model = DSIModel(
+        DSIConfig(dataclasses.replace(t5, vocab_size=1), docid_vocab_size=2, docid_length=1)
+    )
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    batch = {"text": {"tokens": tokens, "mask": tokens}, "decoder": {"inputs": tokens}}
+    params = nn.meta.unbox(state_lib.param_shapes(model, batch))
+    moments = jax.eval_shape(config.optimizer.build(config.train_steps or 1).init, params)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, moments)))
 
 
 def _metadata(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from dsi_jax import terminal
@@ -24,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--docid_table", help="directory of the docid table, if it was moved")
     parser.add_argument("--constraint", choices=("trie", "free"), default="trie")
     parser.add_argument("--json", action="store_true", help="one JSON object a query and line")
+    parser.add_argument(
+        "--traceback", action="store_true", help="print Python's traceback with an error"
+    )
 
 
 def run(arguments: argparse.Namespace, out: TextIO | None = None) -> int:
@@ -36,27 +40,30 @@ def run(arguments: argparse.Namespace, out: TextIO | None = None) -> int:
         beam_size=arguments.beam_size,
         constraint=arguments.constraint,
     )
-    queries = arguments.query or (line.strip() for line in sys.stdin)
-    for chunk in _chunks((q for q in queries if q.strip()), 64 if not sys.stdin.isatty() else 1):
-        for query, hits in zip(chunk, retriever.search_batch(chunk, arguments.k), strict=True):
-            print(_as_json(query, hits) if arguments.json else as_text(query, hits), file=out)
-        out.flush()
+    try:
+        for queries in _batches(arguments.query):
+            found = retriever.search_batch(queries, arguments.k)
+            for query, hits in zip(queries, found, strict=True):
+                print(_as_json(query, hits) if arguments.json else as_text(query, hits), file=out)
+            out.flush()
+    except BrokenPipeError:  # whoever reads, such as `head`, has enough
+        # Python would complain when it flushes the rest at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
     return 0
+
+
+def _batches(queries: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The queries given, all at once, or those of standard input, each as soon as it comes."""
+    if queries:
+        yield queries
+        return
+    for line in sys.stdin:
+        if line.strip():
+            yield [line.strip()]
 
 
 def _as_json(query: str, hits: Sequence[Hit]) -> str:
     return json.dumps({"query": query, "hits": [dataclasses.asdict(h) for h in hits]})
-
-
-def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dsi-jax search", description="Search a trained index.")
     add_arguments(parser)
     arguments = parser.parse_args(argv)
-    return terminal.guarded(lambda: run(arguments), show_traceback=False)
+    return terminal.guarded(lambda: run(arguments), show_traceback=arguments.traceback)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One compiled search: encoder, constrained beams, ranked rows.
 
 Evaluation and serving both rank documents through this class, so that a figure printed by the one
-is what the other returns.
+is what the other returns. Serving has one device; an evaluation while training runs on the mesh.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from dsi_jax.decoding import adapter, trie
 from dsi_jax.decoding import constraint as constraint_lib
 from dsi_jax.decoding.beam import BeamResult
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.models.dsi import DSIModel
+from dsi_jax.training import partitioning
 
 CONSTRAINTS = ("trie", "free")
 
@@ -29,13 +31,22 @@ class Searcher:
       table: the docids to decode.
       beam_size: M, beams kept a query and rows returned.
       constraint: "trie" (only docids of the table) or "free" (whatever the model says).
+      mesh: where the parameters lie; None: on one device.
+      rules: logical axis rules, fitted to the model; used with a mesh.
 
     Raises:
       ValueError: an unknown constraint, a beam size below 1, or a table that is not the model's.
     """
 
     def __init__(
-        self, model: DSIModel, table: DocidTable, *, beam_size: int = 10, constraint: str = "trie"
+        self,
+        model: DSIModel,
+        table: DocidTable,
+        *,
+        beam_size: int = 10,
+        constraint: str = "trie",
+        mesh: Mesh | None = None,
+        rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
     ) -> None:
         if constraint not in CONSTRAINTS:
             raise ValueError(f"constraint is {constraint!r}; expected one of {CONSTRAINTS}")
@@ -43,17 +54,33 @@ class Searcher:
             raise ValueError(f"beam_size is {beam_size}; expected at least 1")
         check_table(model, table)
         self.beam_size = beam_size
-        trie_ = jax.device_put(trie.build_trie(table))
+        self._mesh, self._rules = mesh, rules
+        whole = None if mesh is None else partitioning.replicated(mesh)
+        trie_ = _place(trie.build_trie(table), whole)
         self._rule = (
             constraint_lib.TrieConstraint(trie_)
             if constraint == "trie"
             else constraint_lib.Free(trie_)
         )
-        self._search = adapter.make_search(model, beam_size=beam_size)
+        self._search = adapter.make_search(model, beam_size=beam_size, out_sharding=whole)
 
     def search(self, params: Any, batch: Mapping[str, Any]) -> BeamResult:
-        """Rows [B, M], scores [B, M] and validity [B, M] of a batch, still on the device."""
-        return self._search(params, batch, self._rule)
+        """Rows [B, M], scores [B, M] and validity [B, M] of a batch, still on the device.
+
+        Args:
+          params: the parameters; with a mesh, global arrays on it.
+          batch: NumPy arrays of the whole batch, the same on all processes.
+        """
+        if self._mesh is None:
+            return self._search(params, batch, self._rule)
+        placed = _place(batch, partitioning.data_sharding(self._mesh))
+        with partitioning.activate(self._mesh, self._rules):
+            return self._search(params, placed, self._rule)
+
+
+def cap_beams(beam_size: int, table: DocidTable, constraint: str) -> int:
+    """The beams that can be filled: under "trie" there are no more than documents."""
+    return min(beam_size, table.num_documents) if constraint == "trie" else beam_size
 
 
 def check_table(model: DSIModel, table: DocidTable) -> None:
@@ -82,6 +109,18 @@ def pad_rows(tokens_BxS: np.ndarray, size: int) -> np.ndarray:
     """Repeats the last query until the batch has `size` rows, so that one program serves all."""
     missing = size - len(tokens_BxS)
     return np.concatenate([tokens_BxS, np.repeat(tokens_BxS[-1:], missing, axis=0)])
+
+
+def _place(tree: Any, sharding: NamedSharding | None) -> Any:
+    """Host arrays that all processes hold alike, put where `sharding` says."""
+    if sharding is None:
+        return jax.device_put(tree)
+
+    def put(array: np.ndarray) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree)
 
 
 def to_host(result: BeamResult) -> BeamResult:

@@ -1,7 +1,8 @@
 """Training of a differentiable search index: one plain loop.
 
 The loop dispatches step t, then looks at the figures of step t - 1, so that it never waits for the
-device; the batch of step t + 1 is made while the device computes.
+device; the batch of step t + 1 is made while the device computes. Whatever is saved is saved before
+anything long, so that SIGTERM may come at any time.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from dsi_jax import lenders, preflight
+from dsi_jax import evaluator, lenders, preflight
+from dsi_jax.evaluations import Evaluations
 from dsi_jax.progress import Progress
 from dsi_jax.run import Run, TrainConfig, set_up
 from dsi_jax.training import checkpoints, partitioning
@@ -24,9 +28,39 @@ from dsi_jax.training import state as state_lib
 
 logger = logging.getLogger(__name__)
 
-# Entries of the metadata that a checkpoint and the run that resumes it must share.
-_IDENTITY = ("model", "docid_table_hash", "tokenizer_hash")
+# Entries of the metadata that a checkpoint and the run that resumes it must share, the most telling
+# first, and fields of the architecture that change no parameter.
+_IDENTITY = ("tokenizer_hash", "docid_table_hash", "model")
+_NO_IDENTITY = ("dropout_rate", "remat", "dtype")
+_AGREE_EVERY = 10  # steps between two questions to the other hosts
 PREEMPTED = 143  # 128 + SIGTERM: the exit status of a run that saved and can be resumed
+
+
+class _Stop:
+    """Whether SIGTERM came, on any host: all leave at the same step."""
+
+    def __init__(self) -> None:
+        self._came = threading.Event()
+        self._agreed = False
+
+    def set(self) -> None:
+        """Says that it came to this host."""
+        self._came.set()
+
+    def agree(self) -> bool:
+        """Whether to stop; all processes ask at the same point and get the same answer."""
+        if not self._agreed:
+            came = self._came.is_set()
+            if jax.process_count() > 1:
+                came = bool(multihost_utils.process_allgather(np.array(came)).any())
+            self._agreed = came
+        return self._agreed
+
+    def agree_at(self, step: int) -> bool:
+        """As `agree`; several hosts ask each other only now and then, as it makes them wait."""
+        if jax.process_count() == 1 or step % _AGREE_EVERY == 0:
+            return self.agree()
+        return self._agreed
 
 
 def train(config: TrainConfig, *, config_text: str = "", dry_run: bool = False) -> int:
@@ -42,40 +76,48 @@ def train(config: TrainConfig, *, config_text: str = "", dry_run: bool = False) 
 
     Raises:
       ValueError, OSError: bad input, named, before anything long begins.
-      progress.NonFiniteLoss: the loss became NaN or infinite.
+      progress.NonFiniteLoss: the loss or its gradient became NaN or infinite.
     """
     run = set_up(config, write=not dry_run)
     logger.info("%s", run.plan)
     if dry_run:
         return 0
     preflight.check_disk(run.directory, run.plan.checkpoint_bytes * (run.periods.keep + 1))
-    if jax.process_index() == 0:
-        _write_text(run.directory / "config.gin", config_text)
-        _write_text(run.directory / "model-info.txt", run.model_info)
-    checkpointer = checkpoints.Checkpointer(run.directory, keep=run.periods.keep)
-    with contextlib.closing(checkpointer):
-        state = _first_state(run, checkpointer)
-        state, step, progress = _loop(run, state, checkpointer)
-    if step < run.train_steps:
-        logger.info(
-            "SIGTERM: saved step %s of %s in %s; the same command resumes it",
-            f"{step:,}",
-            f"{run.train_steps:,}",
-            run.directory,
-        )
-        return PREEMPTED
-    run.evaluations.finish(state.params, step, train_seconds=progress.seconds)
-    return 0
+    with contextlib.ExitStack() as stack:
+        checkpointer = checkpoints.Checkpointer(run.directory, keep=run.periods.keep)
+        stack.enter_context(contextlib.closing(checkpointer))
+        state, seconds = _first_state(run, checkpointer)
+        if jax.process_index() == 0:  # now that MODEL_DIR is known to be of this run
+            _write_text(run.directory / "config.gin", config_text)
+            _write_text(run.directory / "model-info.txt", run.model_info)
+        stop = stack.enter_context(_sigterm())
+        evaluations = run.evaluations.on(run.mesh, run.rules, stop.agree)
+        state, step, seconds = _loop(run, state, checkpointer, evaluations, stop, seconds)
+        if step >= run.train_steps:
+            with contextlib.suppress(evaluator.Interrupted):
+                evaluations.finish(state.params, step, train_seconds=seconds)
+                return 0
+    logger.info(
+        "SIGTERM: saved step %s of %s in %s; the same command resumes it",
+        f"{step:,}",
+        f"{run.train_steps:,}",
+        run.directory,
+    )
+    return PREEMPTED
 
 
-def _first_state(run: Run, checkpointer: checkpoints.Checkpointer) -> state_lib.TrainState:
-    """The newest whole checkpoint's state, or a new one, with borrowed weights where asked."""
-    identity = {name: run.metadata[name] for name in _IDENTITY}
-    restored = checkpointer.restore_latest(run.shapes, expected=identity)
+def _first_state(
+    run: Run, checkpointer: checkpoints.Checkpointer
+) -> tuple[state_lib.TrainState, float]:
+    """The state to begin with, and the seconds of training behind it.
+
+    It is that of the newest whole checkpoint, or a new one, with borrowed weights where asked.
+    """
+    restored = checkpointer.restore_latest(run.shapes, expected=_identity(run.metadata))
     if restored is not None:
         run.stream.restore(restored.data)
         logger.info("resumed from step %s", f"{restored.step:,}")
-        return restored.state
+        return restored.state, restored.metadata.get("train_seconds", 0.0)
     state = state_lib.init_state(
         run.model,
         run.transformation,
@@ -88,55 +130,93 @@ def _first_state(run: Run, checkpointer: checkpoints.Checkpointer) -> state_lib.
         borrower = lenders.Borrower(run.model.config, run.prepared.table, run.prepared.tokenizer)
         params = run.lender.lend(borrower, state.params, run.config.assignment_map)
         state = state.replace(params=params)
-    return state
+    return state, 0.0
+
+
+def _identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    identity = {name: metadata[name] for name in _IDENTITY}
+    t5 = {k: v for k, v in metadata["model"]["t5"].items() if k not in _NO_IDENTITY}
+    return identity | {"model": metadata["model"] | {"t5": t5}}
+
+
+def _metadata(run: Run) -> dict[str, Any]:
+    """What a checkpoint says of itself and of the queries that the run may not train on."""
+    corpus = run.prepared.corpus
+    if corpus is None:
+        return run.metadata
+    return run.metadata | {
+        "corpus_seed": run.config.sources.seed,
+        "queries_hash": evaluator.queries_hash(corpus),
+    }
 
 
 def _loop(
-    run: Run, state: state_lib.TrainState, checkpointer: checkpoints.Checkpointer
-) -> tuple[state_lib.TrainState, int, Progress]:
-    """Steps until the run is over or SIGTERM comes; the last state is always saved."""
-    step = saved = int(state.step)
+    run: Run,
+    state: state_lib.TrainState,
+    checkpointer: checkpoints.Checkpointer,
+    evaluations: Evaluations,
+    stop: _Stop,
+    seconds: float,
+) -> tuple[state_lib.TrainState, int, float]:
+    """Steps until the run is over or SIGTERM comes; the last state is always saved.
+
+    Returns:
+      (state, its step, seconds of training of this run and those that it resumes).
+    """
+    step = int(state.step)
+    metadata = _metadata(run)
     progress = Progress(
         run.directory / "train",
         first_step=step,
         last_step=run.train_steps,
         period=run.periods.log,
+        seconds_before=seconds,
         write=jax.process_index() == 0,
     )
+
+    def save() -> None:
+        progress.settle()  # a state that is not finite is not saved
+        checkpointer.save(
+            step,
+            state,
+            data=run.stream.state(),
+            metadata=metadata | {"train_seconds": progress.seconds},
+        )
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(progress))
-        stop = stack.enter_context(_sigterm())
-        evaluate = stack.enter_context(_evaluations(run))
-        while step < run.train_steps and not stop.is_set():
+        evaluate = stack.enter_context(_evaluate(run, evaluations))
+        while step < run.train_steps and not stop.agree_at(step):
             batch = partitioning.shard_batch(next(run.stream), run.mesh)
             state, metrics = run.step(state, batch)
             step += 1
             progress.add(step, metrics)
-            if step % run.periods.checkpoint == 0 or step == run.train_steps:
-                progress.settle()  # a state that is not finite is not saved
-                checkpointer.save(step, state, data=run.stream.state(), metadata=run.metadata)
-                saved = step
-            if step % run.periods.evaluate == 0 or step == run.train_steps:
+            checkpointer.check_for_errors()
+            is_evaluated = evaluate is not None and (
+                step % run.periods.evaluate == 0 or step == run.train_steps
+            )
+            if is_evaluated or step % run.periods.checkpoint == 0:
+                save()
+            if is_evaluated:
                 with progress.paused():
                     evaluate(state.params, step)
-        progress.settle()
-        if saved != step:
-            checkpointer.save(step, state, data=run.stream.state(), metadata=run.metadata)
+        save()
         checkpointer.wait()
-    return state, step, progress
+    return state, step, progress.seconds
 
 
 @contextlib.contextmanager
-def _evaluations(run: Run) -> Iterator[Callable[[Any, int], None]]:
+def _evaluate(run: Run, evaluations: Evaluations) -> Iterator[Callable[[Any, int], None] | None]:
     """What is measured while training goes on: the held-out loss, and the ranking of documents."""
     if run.config.evaluation is None:
-        yield lambda params, step: None
+        yield None
         return
 
     def evaluate(params: Any, step: int) -> None:
         held_out.run(params, step)
         if step < run.train_steps:  # the last ranking is part of the report
-            run.evaluations.run(params, step)
+            with contextlib.suppress(evaluator.Interrupted):  # the loop ends then
+                evaluations.run(params, step)
 
     held_out = run.new_held_out_loss(write=jax.process_index() == 0)
     with contextlib.closing(held_out):
@@ -144,9 +224,9 @@ def _evaluations(run: Run) -> Iterator[Callable[[Any, int], None]]:
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, so that the loop can end at a step's boundary."""
-    stop = threading.Event()
+def _sigterm() -> Iterator[_Stop]:
+    """A `_Stop` that SIGTERM sets, so that a run can end between two steps or batches."""
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may set handlers
         return

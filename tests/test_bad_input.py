@@ -1,13 +1,15 @@
 """Bad input to the train command: one clear line, exit status 2, and nothing lost."""
 
 import json
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from dsi_jax import search, train
+from dsi_jax import build_docids, search, train
 from tests.small_corpus import write_corpus
 from tests.test_train_command import arguments
 
@@ -71,26 +73,64 @@ def test_malformed_corpus_names_file_and_line(corpus, tmp_path, capsys, file, li
     ("option", "pattern"),
     [
         ("--gin.TRAIN_STEP=3", r"unknown macro TRAIN_STEP .*TRAIN_STEPS"),
-        ("--gin.TRAIN_STEPS=many", r"TRAIN_STEPS is 'many' \(str\); expected a positive"),
+        ("--gin.TRAIN_STEPS=many", r"TRAIN_STEPS is 'many' \(str\); expected a whole number"),
         ("--gin.BATCH_SIZE=0", r"BATCH_SIZE is 0"),
         ("--gin.BATCH_SIZE=1.5", r"BATCH_SIZE is 1.5 \(float\)"),
         ("--gin.MICROBATCHES=3", r"16 .*3 microbatches"),
-        ("--gin.TASK_FEATURE_LENGTHS=32", r"TASK_FEATURE_LENGTHS is 32.*inputs"),
+        ("--gin.TASK_FEATURE_LENGTHS=32", r"TASK_FEATURE_LENGTHS is 32.*a dict"),
+        ("--gin.TASK_FEATURE_LENGTHS={'text': 32}", r"TASK_FEATURE_LENGTHS is .*inputs"),
+        ("--gin.WARMUP_STEPS=abc", r"WARMUP_STEPS is 'abc' \(str\); expected a whole number"),
+        ("--gin.WARMUP_STEPS=-1", r"warmup_steps is -1"),
+        ("--gin.LABEL_SMOOTHING=1.5", r"LABEL_SMOOTHING is 1.5; expected a number in \[0, 1\)"),
+        ("--gin.DROPOUT_RATE=1", r"(DROPOUT_RATE|dropout_rate) is 1"),
+        ("--gin.DTYPE=float16", r"DTYPE is 'float16'; expected .*bfloat16"),
+        ("--gin.RANDOM_SEED=-1", r"RANDOM_SEED is -1"),
+        ("--gin.EVAL_PERIOD=0", r"EVAL_PERIOD is 0"),
+        ("--gin.LOG_PERIOD=0", r"LOG_PERIOD is 0"),
+        ("--gin.CHECKPOINT_PERIOD=0", r"CHECKPOINT_PERIOD is 0"),
+        ("--gin.CHECKPOINTS_KEPT=0", r"CHECKPOINTS_KEPT is 0"),
+        ("--gin.EVAL_STEPS=0", r"EVAL_STEPS is 0"),
+        ("--gin.MODEL_DIR=", r"MODEL_DIR is empty"),
+        ("--gin.MODEL_DIR=gs://bucket/m", r"MODEL_DIR is 'gs://bucket/m'.*not supported yet"),
+        ("--process_count=2", r"--process_count is of use with --coordinator_address"),
         ("--gin.CONSTRAINT=tree", r"constraint is 'tree'.*trie"),
         ("--gin.BEAM_SIZE=0", r"beam_size is 0"),
         ("--gin.DOCUMENT_FORM=last", r"document_form is 'last'.*first"),
         ("--gin.INDEXING_RATIO=-1", r"indexing_ratio is -1"),
-        ("--gin.INDEXING_RATIO=often", r"indexing_ratio is 'often'"),
+        ("--gin.INDEXING_RATIO=often", r"INDEXING_RATIO is 'often'"),
         ("--gin.VOCABULARY=nowhere.model", r"VOCABULARY 'nowhere.model'"),
         ("--gin.INITIAL_CHECKPOINT_PATH=nowhere", r"INITIAL_CHECKPOINT_PATH nowhere"),
         ("--gin.partitioning.MeshConfig.model=3", r"model=3"),
-        ("--gin.MIXTURE_OR_TASK_NAME=nobody", r"nobody"),
+        ("--gin.MIXTURE_OR_TASK_NAME=nobody", r"MIXTURE_OR_TASK_NAME is 'nobody'"),
     ],
 )
 def test_bad_option_is_named_before_anything_is_written(corpus, tmp_path, capsys, option, pattern):
     refuses(capsys, pattern, *arguments(corpus, tmp_path / "m", option))
-    assert not (tmp_path / "m" / "config.gin").exists()
-    assert not list((tmp_path / "m").glob("checkpoint_*"))
+    assert [path.name for path in tmp_path.rglob("*") if "corpus" not in str(path)] == []
+
+
+def test_bad_option_of_the_docids_command(corpus, tmp_path, capsys):
+    for option, pattern in (
+        ("--gin.MODEL_DIR=gs://bucket/m", r"MODEL_DIR is 'gs://bucket/m'"),
+        ("--gin.VOCABULARY_SIZE=0", r"VOCABULARY_SIZE is 0"),
+    ):
+        assert build_docids.main(arguments(corpus, tmp_path / "m", option)) == 2
+        assert re.search(pattern, capsys.readouterr().err)
+    assert not (tmp_path / "m").exists()
+
+
+def test_full_disk_is_found_before_anything_is_written(corpus, tmp_path, capsys, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    pattern = r"B free; the checkpoints of this run need .* MiB"
+    refuses(capsys, pattern, *arguments(corpus, tmp_path / "m"))
+    assert not (tmp_path / "m").exists()
+
+
+def test_missing_extra_is_named(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "seqio", None)
+    pattern = r"needs seqio: pip install 'dsi-jax\[train\]'"
+    refuses(capsys, pattern, *arguments(corpus, tmp_path / "m"))
 
 
 def test_model_dir_that_cannot_be_written(corpus, tmp_path, capsys):
@@ -112,6 +152,37 @@ def test_docid_table_of_another_kind(trained, capsys):
     refuses(
         capsys, r"kind 'atomic'; DOCIDS asks for 'naive'", *arguments(corpus, model_dir, *options)
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "pattern"),
+    [
+        ("--gin.VOCABULARY_SIZE=300", r"tokenizer\.json.*vocabulary_size 400; .*asks for 300"),
+        ("--gin.RANDOM_SEED=7", r"docids was built with seed 42; this run asks for 7.*remove"),
+    ],
+)
+def test_files_of_another_configuration(trained, capsys, option, pattern):
+    corpus, model_dir = trained
+    refuses(capsys, pattern, *arguments(corpus, model_dir, option))
+
+
+def test_docid_table_built_otherwise(trained, tmp_path, capsys):
+    corpus, _ = trained
+    naive = "--gin_file=docids/naive.gin"
+    assert build_docids.main(arguments(corpus, tmp_path / "m", naive)) == 0
+    padded = "--gin_bindings=naive.NaiveString.zero_pad = True"
+    pattern = r"built with zero_pad False; this run asks for True: remove the directory"
+    refuses(capsys, pattern, *arguments(corpus, tmp_path / "m", naive, padded))
+
+
+def test_vocabulary_file_that_lacks_a_key(trained, tmp_path, capsys):
+    corpus, model_dir = trained
+    (tmp_path / "m").mkdir()
+    stored = json.loads((model_dir / "tokenizer.json").read_text())
+    del stored["corpus_hash"]
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(stored))
+    pattern = r"m/tokenizer\.json.*lacks 'corpus_hash'"
+    refuses(capsys, pattern, *arguments(corpus, tmp_path / "m"))
 
 
 def test_vocabulary_of_another_checkpoint(trained, capsys):
@@ -164,10 +235,60 @@ def test_search_refuses_a_table_that_was_changed(trained, tmp_path, capsys):
     metadata = copy / "docids" / "metadata.json"
     changed = json.loads(metadata.read_text()) | {"hash": "0" * 64}
     metadata.write_text(json.dumps(changed))
-    assert search.main([str(copy), "query"]) == 2
-    assert re.search(r"has hash 0{16}; .*trained with [0-9a-f]{16}", capsys.readouterr().err)
+    away = model_dir / "docids_away"  # where the run had it, it would be found
+    (model_dir / "docids").rename(away)
+    try:
+        assert search.main([str(copy), "query"]) == 2
+    finally:
+        away.rename(model_dir / "docids")
+    pattern = r"trained with the docid table [0-9a-f]{16}; .*docids has 0{16}"
+    assert re.search(pattern, capsys.readouterr().err)
 
 
 def test_errors_without_a_gin_file(capsys):
     assert train.main([]) == 2
     assert "no gin file given" in capsys.readouterr().err
+
+
+class _Index:
+    """In the place of a Retriever: finds nothing, and notes what was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def search_batch(self, queries, k):
+        self.asked.append(list(queries))
+        return [[] for _ in queries]
+
+
+def test_search_answers_each_line_of_standard_input_as_it_comes(capsys, monkeypatch):
+    index = _Index()
+    monkeypatch.setattr(search.Retriever, "load", lambda *args, **kwargs: index)
+    answered = []
+
+    def lines():
+        for query in ("a\n", "\n", "b\n"):
+            answered.append(capsys.readouterr().out.count("? "))
+            yield query
+
+    monkeypatch.setattr(sys, "stdin", lines())
+    assert search.main(["somewhere"]) == 0
+    assert index.asked == [["a"], ["b"]]
+    assert answered == [0, 1, 0]
+    assert search.main(["somewhere", "a", "b"]) == 0
+    assert index.asked[2:] == [["a", "b"]]
+
+
+def test_search_ends_quietly_when_nobody_reads_on(capsys, monkeypatch):
+    monkeypatch.setattr(search.Retriever, "load", lambda *args, **kwargs: _Index())
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert search.main(["somewhere", "query"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_search_shows_the_traceback_where_asked(tmp_path, capsys):
+    assert search.main([str(tmp_path), "query", "--traceback"]) == 2
+    assert "Traceback" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Every shipped gin file parses, and what it describes has shapes and shardings."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 import gin
-from dsi_jax import gin_utils
+from dsi_jax import autosize, gin_utils, prepare, run
 from dsi_jax.gin_utils import ConfigError, GinArguments
+from dsi_jax.models import sizes
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.training import partitioning
 from dsi_jax.training import state as state_lib
@@ -44,28 +46,42 @@ def needed_macros(file: str) -> dict[str, str]:
 @pytest.mark.parametrize("file", FILES)
 def test_shipped_file_parses_and_evaluates(file, tmp_path):
     companions = []
-    macros = needed_macros(file)
     if file in ("runs/train.gin", "runs/finetune.gin"):
         companions = ["docids/atomic.gin", "optimizers/adamw.gin"]
     if file.startswith("models/"):
         # A model file takes DROPOUT_RATE from the run that includes it.
         (tmp_path / "run.gin").write_text("DROPOUT_RATE = 0.1\n")
-        companions = [str(tmp_path / "run.gin")]
+        companions = [str(tmp_path / "run.gin"), "optimizers/adafactor.gin"]
     if file == "runs/corpus.gin":
         companions = ["docids/atomic.gin"]
-    parse(file, *companions, **macros)
-    if model := gin_utils.query_macro("MODEL"):
-        optimizer = gin_utils.query_macro("OPTIMIZER")
-        check_shapes(evaluated(model), evaluated(optimizer) if optimizer else None)
-    if file.startswith("meshes/"):
+    parse(file, *companions, **needed_macros(file))
+    folder = Path(file).parts[0]
+    if folder == "meshes":
         config = evaluated(gin_utils.query_macro("MESH"))
         assert partitioning.make_mesh(config).size == jax.device_count()
-    if file.startswith("docids/"):
+    elif folder == "docids":
         assert evaluated(gin_utils.query_macro("DOCIDS")).kind == Path(file).stem
+    elif folder in ("models", "optimizers"):
+        model, optimizer = map(gin_utils.query_macro, ("MODEL", "OPTIMIZER"))
+        check_shapes(evaluated(model) if model else sizes.t5_tiny(), evaluated(optimizer))
+    elif file in ("runs/eval.gin", "runs/infer.gin"):
+        parameter = f"dsi_jax.inference.{'evaluate' if 'eval' in file else 'infer'}.evaluation"
+        assert evaluated(gin.query_parameter(parameter)).beam_size == 100
+    elif file == "runs/corpus.gin":
+        assert gin.get_configurable(prepare.Sources)().docids.kind == "atomic"
+    else:
+        check_run(evaluated(gin.query_parameter("dsi_jax.trainer.train.config")))
 
 
 def evaluated(reference):
     return reference.scoped_configurable_fn()
+
+
+def check_run(config) -> None:
+    """What is asked for is possible, and so is the model that it, or the corpus's size, names."""
+    run.check(config)
+    assert config.dropout_rate == 0.1
+    check_shapes(config.model or autosize.choose(1000).model, config.optimizer)
 
 
 def check_shapes(t5, optimizer) -> None:
@@ -76,19 +92,59 @@ def check_shapes(t5, optimizer) -> None:
         "decoder": {"inputs": jax.ShapeDtypeStruct((2, 6), jnp.int32)},
     }
     mesh = partitioning.make_mesh(partitioning.MeshConfig())
-    if optimizer is None:
-        shapes = state_lib.param_shapes(model, batch)
-        partitioning.param_shardings(shapes, mesh, partitioning.LOGICAL_AXIS_RULES)
-        return
     state = state_lib.state_shapes(model, optimizer.build(100), batch, mesh)
     assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(state))
 
 
-def test_optimizers_evaluate_with_a_model():
-    parse("optimizers/adafactor.gin")
-    optimizer = evaluated(gin_utils.query_macro("OPTIMIZER"))
-    parse("models/t5_tiny.gin", "experiments/demo_text.gin", MODEL_DIR="x")
-    check_shapes(evaluated(gin_utils.query_macro("MODEL")), optimizer)
+@pytest.mark.parametrize("word", ["true", "FALSE", "none", "nOnE"])
+def test_misspelt_literal_is_refused(word):
+    spelt = word.capitalize()
+    with pytest.raises(ConfigError, match=f"SHUFFLE_TRAIN_EXAMPLES is {word}; .*={spelt}$"):
+        parse("experiments/demo_text.gin", MODEL_DIR="x", SHUFFLE_TRAIN_EXAMPLES=word)
+
+
+@pytest.mark.parametrize(
+    ("macro", "value", "pattern"),
+    [
+        ("MODEL_DIR", "123", r"MODEL_DIR is 123 \(int\); expected a text; .*MODEL_DIR=\"'123'\""),
+        ("MODEL_DIR", "None", r"MODEL_DIR is None; expected a text"),
+        ("MODEL_DIR", "True", r"MODEL_DIR is True \(bool\); expected a text"),
+        ("CORPUS", "2024", r"CORPUS is 2024 \(int\); expected a text or None"),
+        ("WARMUP_STEPS", "abc", r"WARMUP_STEPS is 'abc' \(str\); expected a whole number"),
+        ("DROPOUT_RATE", "abc", r"DROPOUT_RATE is 'abc' \(str\); expected a number"),
+        ("RANDOM_SEED", "abc", r"RANDOM_SEED is 'abc'"),
+        ("RANDOM_SEED", "True", r"RANDOM_SEED is True \(bool\); expected a whole number"),
+        ("TRAIN_STEPS", "1e3", r"TRAIN_STEPS is 1000.0 \(float\); expected a whole number"),
+        ("EVAL_PERIOD", "abc", r"EVAL_PERIOD is 'abc'.*whole number or None"),
+        ("REMAT", "1", r"REMAT is 1 \(int\); expected True or False or None"),
+        ("TASK_FEATURE_LENGTHS", "32", r"TASK_FEATURE_LENGTHS is 32 \(int\); expected a dict"),
+        ("OPTIMIZER", "adamw", r"OPTIMIZER is 'adamw'.*expected an object Optimizer"),
+        ("MODEL", "t5_tiny", r"MODEL is 't5_tiny'.*expected an object T5Config or None"),
+    ],
+)
+def test_value_of_another_type_names_the_macro(macro, value, pattern):
+    with pytest.raises(ConfigError, match=pattern):
+        parse("experiments/demo_text.gin", **{"MODEL_DIR": "x"} | {macro: value})
+
+
+def test_types_of_a_configuration_made_in_python_are_checked():
+    parse("experiments/demo_text.gin", MODEL_DIR="x")
+    config = evaluated(gin.query_parameter("dsi_jax.trainer.train.config"))
+    periods = run.Periods(log=0)
+    with pytest.raises(ValueError, match="LOG_PERIOD is 0"):
+        run.check(dataclasses.replace(config, periods=periods))
+    with pytest.raises(ValueError, match=r"Periods.keep is 'abc' \(str\); expected a whole number"):
+        run.check(dataclasses.replace(config, periods=run.Periods(keep="abc")))
+    assert run.Periods(log=7).resolve(1000) == run.Periods(log=7, checkpoint=100, evaluate=200)
+
+
+def test_run_options_replace_those_of_the_model():
+    parse("experiments/own_text.gin", MODEL_DIR="x", CORPUS="y", DROPOUT_RATE="0.25")
+    config = evaluated(gin.query_parameter("dsi_jax.trainer.train.config"))
+    config = dataclasses.replace(config, dtype="bfloat16", remat=True)
+    assert config.model is None
+    t5 = run._with_options(sizes.t5_tiny(), config)
+    assert t5 == sizes.t5_tiny(dropout_rate=0.25, dtype="bfloat16", remat=True)
 
 
 def test_path_needs_no_quotes_and_literals_stay_literals():
@@ -110,6 +166,27 @@ def test_search_paths_come_first(tmp_path):
     # The file stands alone, so its macro would be unknown if ours did not name it too.
     gin_utils.parse(GinArguments(["experiments/demo_text.gin"], [], [str(tmp_path)]))
     assert gin.query_parameter("MODEL_DIR/macro.value") == "mine"
+
+
+def test_includes_follow_the_search_paths_of_this_call_only(tmp_path, monkeypatch):
+    for name, value in (("first", 1), ("here", 2)):
+        (tmp_path / name / "optimizers").mkdir(parents=True)
+        (tmp_path / name / "optimizers" / "adafactor.gin").write_text(f"TRAIN_STEPS = {value}\n")
+    (tmp_path / "mine.gin").write_text("include 'optimizers/adafactor.gin'\n")
+    mine = [str(tmp_path / "mine.gin")]
+    monkeypatch.chdir(tmp_path / "here")
+    gin_utils.parse(GinArguments(mine, [], [str(tmp_path / "first")]))
+    assert gin.query_parameter("TRAIN_STEPS/macro.value") == 1
+    gin_utils.parse(GinArguments(mine))
+    assert gin.query_parameter("TRAIN_STEPS/macro.value") == 2
+    monkeypatch.chdir(tmp_path)
+    gin_utils.parse(GinArguments(mine))
+    assert gin_utils.query_macro("LEARNING_RATE") == 1.0
+
+
+def test_missing_object_names_a_file_that_sets_it():
+    with pytest.raises(ConfigError, match=r"OPTIMIZER.*--gin_file=optimizers/adafactor\.gin"):
+        parse("runs/train.gin", MODEL_DIR="x")
 
 
 def test_unknown_macro_on_the_command_line_is_named_with_a_suggestion():

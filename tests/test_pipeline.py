@@ -142,12 +142,21 @@ def test_batches_hold_what_the_tasks_say():
             assert decode(tokens) == full[: LENGTHS["inputs"] - 1]
 
 
-def test_lower_casing_is_an_option():
-    tasks = registration.register_corpus_tasks(make_corpus(), lowercase=True)
-    texts = [decode(t) for b in take(make_pipeline(tasks.mixture), 10) for t in b["text"]["tokens"]]
-    assert all(text == text.lower() for text in texts)
-    assert any(text.startswith("title") for text in texts)
-    assert any(text.startswith("train query of") for text in texts)
+def test_chunks_of_documents_are_mixed_in_at_their_ratio():
+    corpus = make_corpus()
+    tasks = registration.register_corpus_tasks(corpus, indexing_ratio=1.0, chunk_ratio=2.0)
+    texts, flags = [], []
+    for batch in take(make_pipeline(tasks.mixture), 60):
+        texts += [decode(tokens) for tokens in batch["text"]["tokens"]]
+        flags += batch["is_indexing"].tolist()
+    kinds = ["query" if t.startswith("train") else "whole" if "title" in t.lower() else "chunk"
+             for t in texts]  # fmt: skip
+    shares = {kind: kinds.count(kind) / len(kinds) for kind in ("whole", "chunk", "query")}
+    # A chunk may begin with the title: a few count as whole.
+    assert shares["query"] == pytest.approx(0.25, abs=0.05)
+    assert shares["chunk"] == pytest.approx(0.5, abs=0.1)
+    assert flags == [int(kind != "query") for kind in kinds]
+    assert registration.register_corpus_tasks(corpus, name="without").chunks is None
 
 
 @pytest.mark.parametrize("ratio", [0.5, 4.0])
@@ -234,8 +243,6 @@ def test_registering_again_changes_nothing_and_other_content_is_refused():
         registration.register_corpus_tasks(corpus, indexing_ratio=3.0)
     with pytest.raises(ValueError, match="'toy_indexing' is already registered with other"):
         registration.register_corpus_tasks(make_corpus(10), indexing_ratio=2.0)
-    with pytest.raises(ValueError, match="'toy_indexing' is already registered with other"):
-        registration.register_corpus_tasks(corpus, indexing_ratio=2.0, lowercase=True)
     other = registration.register_corpus_tasks(make_corpus(10), name="other corpus")
     assert other.mixture == "other_corpus_dsi"
 
@@ -245,6 +252,7 @@ def test_registering_again_changes_nothing_and_other_content_is_refused():
     [
         ({"indexing_ratio": 0.0}, "indexing_ratio is 0.0"),
         ({"indexing_ratio": float("nan")}, "indexing_ratio is nan"),
+        ({"chunk_ratio": -1.0}, "chunk_ratio is -1.0"),
         ({"document_form": "last"}, "document_form is 'last'"),
     ],
 )

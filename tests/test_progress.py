@@ -10,12 +10,12 @@ from dsi_jax.progress import NonFiniteLoss, Progress
 from dsi_jax.training.losses import Mean
 
 
-def metrics(loss: float, count: float = 2.0) -> dict[str, Mean]:
+def metrics(loss: float, count: float = 2.0, grad_norm: float = 3.0) -> dict[str, Mean]:
     one = jnp.float32(1.0)
     return {
         "loss": Mean(jnp.float32(loss * count), jnp.float32(count)),
         "loss_indexing": Mean(jnp.float32(0.0), jnp.float32(0.0)),
-        "grad_norm": Mean(jnp.float32(3.0), one),
+        "grad_norm": Mean(jnp.float32(grad_norm), one),
         "learning_rate": Mean(jnp.float32(0.5), one),
     }
 
@@ -40,6 +40,15 @@ def test_each_line_is_the_mean_over_its_period_weighted_by_counts(tmp_path):
     assert list(tmp_path.glob("events*"))
 
 
+def test_first_line_of_a_period_of_one_has_no_speed_yet(tmp_path):
+    progress = Progress(tmp_path, first_step=0, last_step=2, period=1, write=True)
+    for step in (1, 2):
+        progress.add(step, metrics(1.0))
+    progress.settle()
+    progress.close()
+    assert ["steps_per_second" in line for line in lines(tmp_path)] == [False, True]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_loss_that_is_not_finite_stops_with_a_hint(tmp_path, bad):
     progress = Progress(tmp_path, first_step=10, last_step=20, period=5, write=False)
@@ -49,10 +58,22 @@ def test_loss_that_is_not_finite_stops_with_a_hint(tmp_path, bad):
         progress.add(13, metrics(1.0))
 
 
-def test_pauses_do_not_count_as_training(tmp_path, monkeypatch):
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_gradient_that_is_not_finite_stops_though_the_loss_is(tmp_path, bad):
+    progress = Progress(tmp_path, first_step=10, last_step=20, period=5, write=False)
+    progress.add(11, metrics(1.0, grad_norm=bad))
+    with pytest.raises(NonFiniteLoss, match=r"step 11 is not finite: loss 1, gradient norm"):
+        progress.settle()
+
+
+def test_compilation_and_pauses_do_not_count_as_speed(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    progress = Progress(tmp_path, first_step=0, last_step=4, period=2, write=True)
+    progress = Progress(
+        tmp_path, first_step=0, last_step=4, period=2, seconds_before=1000.0, write=True
+    )
+    assert progress.seconds == 1000.0
+    now[0] += 30.0
     for step in (1, 2, 3, 4):
         now[0] += 1.0
         progress.add(step, metrics(1.0))
@@ -61,6 +82,6 @@ def test_pauses_do_not_count_as_training(tmp_path, monkeypatch):
                 now[0] += 50.0
     progress.settle()
     progress.close()
-    assert progress.seconds == pytest.approx(4.0)
-    # The first line is written when step 3 is added.
-    assert [line["steps_per_second"] for line in lines(tmp_path)] == pytest.approx([2 / 3, 2.0])
+    assert progress.seconds == pytest.approx(1034.0)
+    # The laps begin when step 1 is settled, which is when step 2 is added.
+    assert [line["steps_per_second"] for line in lines(tmp_path)] == pytest.approx([1.0, 2.0])

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import jax
 import numpy as np
 import pytest
 
-from dsi_jax import build_docids, infer, search, train
+from dsi_jax import build_docids, infer, inference, search, train
 from dsi_jax import eval as eval_command
+from dsi_jax.evaluator import Evaluation, Predictor
 from dsi_jax.retriever import Retriever
 from dsi_jax.training import checkpoints
 from tests.small_corpus import write_corpus
@@ -29,6 +31,7 @@ SMALL = [
     "--gin.VOCABULARY_SIZE=400",
     "--gin.WARMUP_STEPS=10",
     "--gin.BEAM_SIZE=10",
+    "--gin.CHUNK_RATIO=0",
 ]
 
 
@@ -126,6 +129,29 @@ def test_eval_command_repeats_the_figures_of_training(trained, tmp_path):
     assert again == first
 
 
+def test_evaluation_on_four_devices_equals_that_on_one(tmp_path):
+    corpus, model_dir = write_corpus(tmp_path / "corpus_of_four"), tmp_path / "model"
+    command = [sys.executable, "-m", "dsi_jax.train"]
+    command += arguments(
+        corpus,
+        model_dir,
+        "--gin.TRAIN_STEPS=20",
+        "--gin.EVAL_PERIOD=10",
+        "--gin.evaluator.Evaluation.batch_size=30",  # four devices make it 32
+    )
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
+    subprocess.run(command, env=environment, check=True)
+    inference.evaluate(model_dir=str(model_dir), corpus=str(corpus), evaluation=Evaluation(10))
+    name = "corpus_of_four_retrieval_test-metrics.jsonl"
+    one, four = (
+        json.loads((model_dir / folder / name).read_text().splitlines()[-1])
+        for folder in ("eval", "inference_eval")
+    )
+    assert one == pytest.approx(four)
+    curve = (model_dir / "inference_eval/corpus_of_four_retrieval_dev-metrics.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in curve.splitlines()] == [10, 20]
+
+
 def test_infer_command_ranks_a_file_of_queries(trained, tmp_path):
     _, model_dir = trained
     (tmp_path / "mine.tsv").write_text("a\tnumber3 title 3\nb\tnumber4\n")
@@ -150,9 +176,47 @@ def test_infer_command_ranks_a_file_of_queries(trained, tmp_path):
 def test_finished_run_started_again_changes_nothing(trained):
     corpus, model_dir = trained
     before = checkpoints.load_params(model_dir / "checkpoint_300")
-    assert train.main(arguments(corpus, model_dir, "--gin.TRAIN_STEPS=300")) == 0
+    report = json.loads((model_dir / "report.json").read_text())
+    assert report["train_seconds"] > 0
+    again = arguments(corpus, model_dir, "--gin.TRAIN_STEPS=300", "--gin.DROPOUT_RATE=0.05")
+    assert train.main(again) == 0  # dropout is no part of a model's identity
     after = checkpoints.load_params(model_dir / "checkpoint_300")
     jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert json.loads((model_dir / "report.json").read_text()) == report
+
+
+def test_sigterm_during_the_report_stops_it_between_batches(trained, monkeypatch):
+    corpus, model_dir = trained
+    report = (model_dir / "report.json").read_bytes()
+    rank = Predictor.rank
+
+    def rank_when_told_to_end(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return rank(*args)
+
+    monkeypatch.setattr(Predictor, "rank", rank_when_told_to_end)
+    assert train.main(arguments(corpus, model_dir, "--gin.TRAIN_STEPS=300")) == 143
+    assert (model_dir / "report.json").read_bytes() == report
+
+
+def test_checkpoint_of_another_run_is_refused_before_anything_is_written(trained, capsys):
+    corpus, model_dir = trained
+    config = (model_dir / "config.gin").read_text()
+    status = train.main(arguments(corpus, model_dir, "--gin_file=models/t5_mini.gin"))
+    assert status == 2
+    message = capsys.readouterr().err
+    assert re.search(r"model\.t5\.emb_dim \d+, this run expects \d+", message)
+    assert "dropout_rate" not in message
+    assert (model_dir / "config.gin").read_text() == config
+
+
+def test_eval_command_refuses_queries_of_another_split(trained, tmp_path):
+    corpus, model_dir = trained
+    other = shutil.copytree(corpus, tmp_path / "other_queries_of_trained")
+    qrels = other / "qrels" / "test.tsv"
+    qrels.write_text("\n".join(qrels.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(ValueError, match=r"queries .* [0-9a-f]{16}; .*[0-9a-f]{16} with RANDOM"):
+        inference.evaluate(model_dir=str(model_dir), corpus=str(other), dry_run=True)
 
 
 def test_dry_run_writes_nothing(tmp_path, caplog):
@@ -199,25 +263,35 @@ def run_until(process: subprocess.Popen, step: int, signal_number: int) -> str:
     return "".join(printed)
 
 
+def resumed_from(printed: str) -> int:
+    """The step that a run said it went on from; 0 where it began anew."""
+    match = re.search(r"resumed from step ([\d,]+)", printed)
+    return int(match[1].replace(",", "")) if match else 0
+
+
 @pytest.mark.slow
 def test_killed_runs_resume_to_the_same_parameters_bit_for_bit(tmp_path):
     corpus = write_corpus(tmp_path / "corpus_of_killed")
     whole = start(corpus, tmp_path / "whole", tmp_path / "cache")
     out, _ = whole.communicate()
     assert whole.returncode == 0, out
-    rng = random.Random(time.time_ns())
-    for step in sorted(rng.sample(range(3, 38), 2)):
+    seed = time.time_ns()
+    steps = sorted(random.Random(seed).sample(range(9, 38), 2))
+    for run, step in enumerate(steps):
         process = start(corpus, tmp_path / "killed", tmp_path / "cache")
-        run_until(process, step, signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
+        out = run_until(process, step, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL, (seed, out)
+        assert run == 0 or resumed_from(out) > 0, (seed, out)
     terminated = start(corpus, tmp_path / "killed", tmp_path / "cache")
     out = run_until(terminated, 38, signal.SIGTERM)
+    assert resumed_from(out) > 0, (seed, out)
     if terminated.returncode != 0:  # unless it was through before the signal came
-        assert terminated.returncode == 143
-        assert re.search(r"SIGTERM: saved step \d+ of 40", out), out
+        assert terminated.returncode == 143, (seed, out)
+        assert re.search(r"SIGTERM: saved step \d+ of 40", out), (seed, out)
     last = start(corpus, tmp_path / "killed", tmp_path / "cache")
     out, _ = last.communicate()
-    assert last.returncode == 0, out
+    assert last.returncode == 0, (seed, out)
+    assert resumed_from(out) > 0, (seed, out)
     jax.tree.map(
         np.testing.assert_array_equal,
         checkpoints.load_params(tmp_path / "whole" / "checkpoint_40"),

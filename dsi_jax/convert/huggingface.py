@@ -68,6 +68,18 @@ _EMBEDDING_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight
 _DISUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
+def load_t5_config(directory: str | Path) -> T5Config:
+    """The config of `load_t5`; of the weights, only that they are there is checked.
+
+    Raises:
+      FileNotFoundError: config.json or the weights are absent.
+      ValueError: the model is of another kind.
+    """
+    config = _read_config(Path(directory))
+    _tensor_files(Path(directory))
+    return config
+
+
 def load_t5(directory: str | Path, *, encoder_only: bool = False) -> tuple[T5Config, Params]:
     """Reads a T5 v1.0, v1.1 or mT5 of Hugging Face.
 

@@ -22,7 +22,8 @@ class CorpusTasks:
 
     Attributes:
       indexing: task document -> row; its only split is "train".
-      chunks: task random chunk of a document -> row, new each pass; "train" only.
+      chunks: task random chunk of a document -> row, new each pass; "train" only; None
+        where the mixture has none.
       retrieval: task query -> row; "train" and the evaluation splits.
       mixture: mixture of the two, for training.
       evaluation_splits: splits of `retrieval` to evaluate on, among "dev" and "test".
@@ -30,7 +31,7 @@ class CorpusTasks:
     """
 
     indexing: str
-    chunks: str
+    chunks: str | None
     retrieval: str
     mixture: str
     evaluation_splits: tuple[str, ...]
@@ -43,7 +44,6 @@ def register_corpus_tasks(
     indexing_ratio: float | None = None,
     chunk_ratio: float = 0.0,
     document_form: str = "first",
-    lowercase: bool = False,
 ) -> CorpusTasks:
     """Registers `<name>_indexing`, `_chunks`, `_retrieval` and their mixture `<name>_dsi`.
 
@@ -61,7 +61,6 @@ def register_corpus_tasks(
         generated queries: a few words of a document that stand for it. 0: none.
       document_form: what stands for a document. "first" is title and text, of which
         the converter keeps the first tokens.
-      lowercase: lower-case documents and queries (`str.lower`).
 
     Returns:
       the registered names.
@@ -77,19 +76,22 @@ def register_corpus_tasks(
         raise ValueError(f"indexing_ratio is {indexing_ratio!r}; expected a number above 0 or None")
     if document_form not in DOCUMENT_FORMS:
         raise ValueError(f"document_form is '{document_form}'; expected one of {DOCUMENT_FORMS}")
-    prefix = re.sub(r"[^\w.:#]", "_", corpus.name if name is None else name)
+    prefix = _prefix(corpus, name)
+    documents = _strings(corpus.document_texts())
     columns = {
-        f"{prefix}_indexing": {"train": _indexing_columns(corpus, lowercase)},
-        f"{prefix}_chunks": {"train": _chunk_columns(corpus, lowercase, is_indexing=True)},
-        f"{prefix}_retrieval": _retrieval_columns(corpus, lowercase),
+        f"{prefix}_indexing": {"train": _indexing_columns(documents)},
+        f"{prefix}_retrieval": _retrieval_columns(corpus, documents),
     }
-    fingerprint = _fingerprint(corpus, document_form, lowercase)
+    if chunk_ratio:
+        chunks = _chunk_columns(documents, is_indexing=True)
+        columns[f"{prefix}_chunks"] = {"train": chunks}
+    fingerprint = _fingerprint(corpus, document_form)
     for task, splits in columns.items():
         _add_task(task, splits, fingerprint, corpus.hash)
 
     tasks = CorpusTasks(
         indexing=f"{prefix}_indexing",
-        chunks=f"{prefix}_chunks",
+        chunks=f"{prefix}_chunks" if chunk_ratio else None,
         retrieval=f"{prefix}_retrieval",
         mixture=f"{prefix}_dsi",
         evaluation_splits=tuple(s for s in ("dev", "test") if s in corpus.queries),
@@ -102,75 +104,96 @@ def register_corpus_tasks(
     ratio = sizes[tasks.indexing] / sizes[tasks.retrieval]
     rates = {
         tasks.indexing: float(ratio if indexing_ratio is None else indexing_ratio),
-        tasks.chunks: float(chunk_ratio),
         tasks.retrieval: 1.0,
     }
-    _add_mixture(tasks.mixture, {task: rate for task, rate in rates.items() if rate})
+    if tasks.chunks is not None:
+        rates[tasks.chunks] = float(chunk_ratio)
+    _add_mixture(tasks.mixture, rates)
     return tasks
 
 
-def _indexing_columns(corpus: Corpus, lowercase: bool) -> dict[str, Column]:
+def register_retrieval_task(
+    corpus: Corpus, name: str | None = None, document_form: str = "first"
+) -> str:
+    """Registers `<name>_retrieval` alone, as `register_corpus_tasks` does: to evaluate, not to train.
+
+    Returns:
+      the registered name.
+
+    Raises:
+      ValueError: if the name is taken by other content.
+    """
+    task = f"{_prefix(corpus, name)}_retrieval"
+    columns = _retrieval_columns(corpus, _strings(corpus.document_texts()))
+    _add_task(task, columns, _fingerprint(corpus, document_form), corpus.hash)
+    return task
+
+
+def _prefix(corpus: Corpus, name: str | None) -> str:
+    return re.sub(r"[^\w.:#]", "_", corpus.name if name is None else name)
+
+
+def _indexing_columns(documents: np.ndarray) -> dict[str, Column]:
     return {
-        features.INPUTS: _strings(corpus.document_texts(), lowercase),
-        features.TARGETS: np.arange(len(corpus), dtype=np.int32)[:, None],
-        features.IS_INDEXING: np.ones([len(corpus), 1], np.int32),
+        features.INPUTS: documents,
+        features.TARGETS: np.arange(len(documents), dtype=np.int32)[:, None],
+        features.IS_INDEXING: np.ones([len(documents), 1], np.int32),
     }
 
 
-def _chunk_columns(corpus: Corpus, lowercase: bool, is_indexing: bool) -> dict[str, Column]:
+def _chunk_columns(documents: np.ndarray, is_indexing: bool) -> dict[str, Column]:
     return {
-        preprocessors.DOCUMENT: _strings(corpus.document_texts(), lowercase),
-        features.TARGETS: np.arange(len(corpus), dtype=np.int32)[:, None],
-        features.IS_INDEXING: np.full([len(corpus), 1], int(is_indexing), np.int32),
+        preprocessors.DOCUMENT: documents,
+        features.TARGETS: np.arange(len(documents), dtype=np.int32)[:, None],
+        features.IS_INDEXING: np.full([len(documents), 1], int(is_indexing), np.int32),
     }
 
 
-def _retrieval_columns(corpus: Corpus, lowercase: bool) -> dict[str, dict[str, Column]]:
+def _retrieval_columns(corpus: Corpus, documents: np.ndarray) -> dict[str, dict[str, Column]]:
     if corpus.has_training_queries:
-        train = _pair_columns(corpus.queries["train"], lowercase)
+        train = _pair_columns(corpus.queries["train"])
     else:
-        train = _chunk_columns(corpus, lowercase, is_indexing=False)
+        train = _chunk_columns(documents, is_indexing=False)
     evaluation = {
-        split: _query_columns(queries, corpus.seen(split), lowercase)
+        split: _query_columns(queries, corpus.seen(split))
         for split, queries in corpus.queries.items()
         if split != "train"
     }
     return {"train": train} | evaluation
 
 
-def _pair_columns(queries: QuerySet, lowercase: bool) -> dict[str, Column]:
+def _pair_columns(queries: QuerySet) -> dict[str, Column]:
     """One example a pair of query and relevant document."""
     counts = [len(rows) for rows in queries.relevant]
     rows = np.concatenate(queries.relevant).astype(np.int32)
     return {
-        features.INPUTS: np.repeat(_strings(queries.texts, lowercase), counts, axis=0),
+        features.INPUTS: np.repeat(_strings(queries.texts), counts, axis=0),
         features.TARGETS: rows[:, None],
         features.IS_INDEXING: np.zeros([len(rows), 1], np.int32),
     }
 
 
-def _query_columns(queries: QuerySet, seen: np.ndarray, lowercase: bool) -> dict[str, Column]:
+def _query_columns(queries: QuerySet, seen: np.ndarray) -> dict[str, Column]:
     """One example a query; the target is its most relevant document."""
     return {
-        features.INPUTS: _strings(queries.texts, lowercase),
+        features.INPUTS: _strings(queries.texts),
         features.TARGETS: np.array([rows[:1] for rows in queries.relevant], np.int32),
         features.IS_INDEXING: np.zeros([len(queries), 1], np.int32),
-        features.QUERY_ID: _strings(queries.ids, lowercase=False),
+        features.QUERY_ID: _strings(queries.ids),
         features.RELEVANT: queries.relevant,
         features.RELEVANCE: queries.relevance,
         features.SEEN: seen.astype(np.int32)[:, None],
     }
 
 
-def _strings(texts: list[str], lowercase: bool) -> np.ndarray:
+def _strings(texts: list[str]) -> np.ndarray:
     """Object array [n, 1] of UTF-8 bytes; a lone surrogate becomes "?"."""
-    lowered = (text.lower() for text in texts) if lowercase else texts
-    encoded = [text.encode("utf-8", "replace") for text in lowered]
+    encoded = [text.encode("utf-8", "replace") for text in texts]
     return np.array(encoded, dtype=object)[:, None]
 
 
-def _fingerprint(corpus: Corpus, document_form: str, lowercase: bool) -> str:
-    digest = hashlib.sha256(f"{corpus.hash} {document_form} {lowercase}".encode())
+def _fingerprint(corpus: Corpus, document_form: str) -> str:
+    digest = hashlib.sha256(f"{corpus.hash} {document_form}".encode())
     for split, queries in sorted(corpus.queries.items()):
         digest.update(split.encode())
         queries.update_hash(digest)

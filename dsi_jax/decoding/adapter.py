@@ -38,13 +38,16 @@ def for_model(model: nn.Module, params: Any) -> DecodeFns:
     return DecodeFns(init_cache, step)
 
 
-def make_search(model: nn.Module, *, beam_size: int, renormalize: bool = False) -> SearchFn:
+def make_search(
+    model: nn.Module, *, beam_size: int, renormalize: bool = False, out_sharding: Any = None
+) -> SearchFn:
     """Jits encoding and beam search as one program.
 
     Args:
       model: a `DSIModel`.
       beam_size: M.
       renormalize: see `beam_search`.
+      out_sharding: where the result lies; None leaves it to the compiler.
 
     Returns:
       ``search(params, batch, constraint) -> BeamResult``. ``batch`` is what ``model.encode``
@@ -52,7 +55,6 @@ def make_search(model: nn.Module, *, beam_size: int, renormalize: bool = False) 
       another table of the same shapes compiles nothing.
     """
 
-    @jax.jit
     def search(params: Any, batch: Mapping[str, Any], constraint: Constraint) -> BeamResult:
         memory, mask = model.apply({"params": params}, batch, method="encode")
         return beam_search(
@@ -64,4 +66,4 @@ def make_search(model: nn.Module, *, beam_size: int, renormalize: bool = False) 
             renormalize=renormalize,
         )
 
-    return search
+    return jax.jit(search, out_shardings=out_sharding)

@@ -60,6 +60,19 @@ def t5_tiny(
     return _untied_v1_0(64, 4, 16, 256, 2, vocab_size, dropout_rate, dtype, remat)
 
 
+def t5_shallow(
+    vocab_size: int = VOCAB_SIZE,
+    dropout_rate: float = 0.1,
+    dtype: str = "float32",
+    remat: bool = False,
+) -> T5Config:
+    """D = 128, 8 heads, 1 + 1 layers, ReLU mlp, untied head: small corpora, from random weights.
+
+    Width remembers words better than depth there, and many heads learn sooner than few.
+    """
+    return _untied_v1_0(128, 8, 16, 256, 1, vocab_size, dropout_rate, dtype, remat)
+
+
 def t5_mini(
     vocab_size: int = VOCAB_SIZE,
     dropout_rate: float = 0.1,

@@ -174,7 +174,8 @@ class Checkpointer:
 
         Args:
           shapes: TrainState of ShapeDtypeStructs with shardings (`state.state_shapes`); any mesh.
-          expected: entries that the metadata must have, for example the table's hash.
+          expected: entries that the metadata must have, for example the table's hash; they are
+            compared in this order, of a dict only the entries that are given.
 
         Returns:
           The checkpoint, or None if MODEL_DIR has none.
@@ -212,7 +213,7 @@ class Checkpointer:
         Args:
           step: which.
           shapes: TrainState of ShapeDtypeStructs with shardings.
-          expected: entries that the metadata must have.
+          expected: entries that the metadata must have, as for `restore_latest`.
 
         Returns:
           The checkpoint.
@@ -369,11 +370,12 @@ def load_metadata(directory: epath.PathLike) -> dict[str, Any]:
     return _read_record(epath.Path(directory))["metadata"]
 
 
-def load_params(directory: epath.PathLike) -> Any:
+def load_params(directory: epath.PathLike, *, check: bool = True) -> Any:
     """The parameters of a checkpoint alone, as NumPy arrays; needs neither model nor mesh.
 
     Args:
       directory: MODEL_DIR/checkpoint_<step>.
+      check: False for what `latest_checkpoint` has just returned: its files were read once.
 
     Returns:
       Nested dict of NumPy arrays, in the dtypes in which they were saved.
@@ -382,7 +384,7 @@ def load_params(directory: epath.PathLike) -> Any:
       ValueError: there is no checkpoint, or its parameters are damaged.
     """
     directory = epath.Path(directory)
-    if reason := _damage(directory, ("params",)):
+    if check and (reason := _damage(directory, ("params",))):
         raise ValueError(f"checkpoint {directory} is not whole: {reason}")
     handler = ocp.PyTreeCheckpointHandler()
     saved = handler.metadata(directory / "params").tree
@@ -420,11 +422,20 @@ def _check_expected(
     directory: epath.Path, metadata: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> None:
     for name, value in expected.items():
-        if name not in metadata or metadata[name] != value:
-            raise ValueError(
-                f"checkpoint {directory} was saved with {name} {metadata.get(name)!r}, "
-                f"this run expects {value!r}"
-            )
+        differing = _differences(name, metadata.get(name), value)
+        if differing:
+            raise ValueError(f"checkpoint {directory} was saved with {'; '.join(differing)}")
+
+
+def _differences(name: str, saved: Any, expected: Any) -> list[str]:
+    """A text for each leaf of `expected` that `saved` has not."""
+    if isinstance(saved, Mapping) and isinstance(expected, Mapping):
+        return [
+            text
+            for key, value in expected.items()
+            for text in _differences(f"{name}.{key}", saved.get(key), value)
+        ]
+    return [] if saved == expected else [f"{name} {saved!r}, this run expects {expected!r}"]
 
 
 def _check_global(state: TrainState) -> None:

@@ -1,0 +1,199 @@
+"""The benchmarks: that the accelerator's checks run and pass, and that noise makes no figures."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu_check, timing
+from dsi_jax.decoding.beam import BeamResult
+
+ROOT = Path(__file__).resolve().parents[1]
+TINIEST = (
+    "--small --layers 1 --dtypes float32 --batch 4 --source 8 --documents 200 "
+    "--atomic_documents 50 --query_batches 2 --beam_sizes 4 --rounds 3 --steps_a_round 1 "
+    "--peak_tflops float32=0.1"
+)
+
+
+class Clock:
+    """A clock that the calls themselves move on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def call(self, name: str, durations: list[float]):
+        """A call that takes the next of the durations."""
+        left = iter(durations)
+
+        def run() -> None:
+            self.calls.append(name)
+            self.now += next(left)
+
+        return run
+
+
+def test_percentiles_are_those_of_the_durations():
+    made = timing.Timing.of([3.0, 1.0, 2.0, 5.0, 4.0])
+    assert (made.p50, made.rounds) == (3.0, 5)
+    assert made.p10 == pytest.approx(1.4)
+    assert made.p90 == pytest.approx(4.6)
+    with pytest.raises(ValueError, match="2 rounds; expected at least 3"):
+        timing.Timing.of([1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("slow_rounds", "slow", "unreliable"),
+    [
+        (0, 1.0, False),
+        (1, 9.0, False),  # one round in twenty lies beyond p90
+        (4, 1.25, False),
+        (4, 1.35, True),
+        (4, 9.0, True),
+    ],
+)
+def test_no_figure_is_made_of_unreliable_timings(slow_rounds, slow, unreliable):
+    noisy = timing.Timing.of([1.0] * (20 - slow_rounds) + [slow] * slow_rounds)
+    steady = timing.Timing.of([2.0] * 20)
+    assert noisy.unreliable is unreliable
+    asked = []
+
+    def figures():
+        asked.append(True)
+        return {"ratio": steady.p50 / noisy.p50}
+
+    line = timing.line({"noisy": noisy, "steady": steady}, figures)
+    assert line["unreliable"] is unreliable
+    assert line["noisy_p90_s"] == noisy.p90  # what the refusal is based on is always shown
+    assert ("ratio" in line) is not unreliable
+    assert bool(asked) is not unreliable
+
+
+def test_contenders_take_turns_after_warming_up():
+    clock = Clock()
+    calls = {
+        "a": clock.call("a", [100.0, 2.0, 2.0, 2.0]),  # the first is the warm-up
+        "b": clock.call("b", [100.0, 4.0, 6.0, 8.0]),
+    }
+    timings = timing.measure(calls, rounds=3, warmup=1, per_call=2, clock=clock)
+    assert clock.calls == ["a", "b", *"ab", *"ba", *"ab"]
+    assert timings["a"].p50 == 1.0
+    assert timings["b"].p50 == 3.0
+
+
+def test_too_few_rounds_are_refused_before_anything_runs():
+    clock = Clock()
+    with pytest.raises(ValueError, match="rounds is 2; expected at least 3"):
+        timing.measure({"a": clock.call("a", [])}, rounds=2, clock=clock)
+    assert not clock.calls
+
+
+def test_lines_are_json_even_of_numbers_that_are_none(capsys):
+    timing.emit(
+        share=np.float32(1 / 3), losses=[float("nan"), 2.0], rows=np.int32(3), ok=np.bool_(True)
+    )
+    fields = json.loads(capsys.readouterr().out)
+    assert fields == {"share": 0.333333, "losses": ["nan", 2.0], "rows": 3, "ok": True}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are bound on Linux only")
+def test_pinning_names_cores_that_are_not_there():
+    before = os.sched_getaffinity(0)
+    core = min(before)
+    try:
+        assert timing.pin(None) == len(before)
+        assert timing.pin(f"{core}-{core}") == 1
+        with pytest.raises(ValueError, match="cores is 'all', expected"):
+            timing.pin("all")
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def ranking(rows: list[int], scores: list[float]) -> BeamResult:
+    rows, scores = np.array([rows], np.int32), np.array([scores], np.float32)
+    return BeamResult(rows, scores, rows >= 0, np.zeros((*rows.shape, 1), np.int32))
+
+
+@pytest.mark.parametrize(
+    ("rows", "scores", "passed"),
+    [
+        ([4, 2, 7, -1], [-1.0, -2.0, -2.00001, -np.inf], True),
+        ([4, 7, 2, -1], [-1.0, -2.0, -2.00001, -np.inf], True),  # a tie within rounding
+        ([2, 4, 7, -1], [-1.0, -2.0, -2.00001, -np.inf], False),  # the scores are 1 apart
+        ([4, 2, 7, -1], [-1.0, -2.0, -2.1, -np.inf], False),
+        ([4, 2, 7, 8], [-1.0, -2.0, -2.00001, -3.0], False),  # a document too many
+        ([4, 2, -1, -1], [-1.0, -2.0, -np.inf, -np.inf], False),
+    ],
+)
+def test_rankings_are_equal_but_for_ties(rows, scores, passed):
+    expected = ranking([4, 2, 7, -1], [-1.0, -2.0, -2.00001, -np.inf])
+    assert gpu_check.compare_rankings(ranking(rows, scores), expected)["passed"] is passed
+
+
+@pytest.mark.slow
+def test_all_checks_and_measurements_run_and_pass():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_check", *TINIEST.split()],
+        cwd=ROOT,
+        # Programs this small are compiled for longer than they run.
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    abouts = [line for line in lines if line["kind"] == "about"]
+    checks = {line["name"]: line for line in lines if line["kind"] == "check"}
+    measurements = [line for line in lines if line["kind"] == "measurement"]
+    assert [line["part"] for line in abouts] == ["checks", "measurements"]
+    deterministic = ["--xla_gpu_deterministic_ops=true" in line["xla_flags"] for line in abouts]
+    assert deterministic == [True, False]
+    assert checks.keys() == {
+        "repeat_float32",
+        "loss",
+        "checkpoint",
+        "search_atomic",
+        "search_naive",
+        "search_random",
+    }
+    assert all(line["passed"] for line in checks.values()), checks
+    names = [(line["name"], line.get("kind_of_docid")) for line in measurements]
+    assert names == [
+        ("train_step", None),
+        ("search", "atomic"),
+        ("search", "naive"),
+        ("memory", None),
+    ]
+    train_step, *searches, _ = measurements
+    assert train_step["flops_per_step"] > 0
+    assert ("share_of_peak" in train_step) is not train_step["unreliable"]
+    for line in searches:
+        assert ("constraint_share" in line) is not line["unreliable"]
+    assert lines[-1]["kind"] == "summary"
+    assert lines[-1]["checks_passed"] == len(checks)
+    assert lines[-1]["failed"] == []
+
+
+def test_what_fails_is_a_line_and_the_rest_goes_on(monkeypatch, capsys):
+    def broken() -> dict:
+        raise MemoryError("no room")
+
+    runs = {"broken": broken, "wrong": lambda: {"passed": False}, "right": lambda: {"passed": True}}
+    monkeypatch.setattr(gpu_check, "_checks", lambda setting: runs)
+    assert gpu_check.run_part("checks", gpu_check.SMALL, only=()) == 1
+    _, *lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["name"], line["passed"]) for line in lines] == [
+        ("broken", False),
+        ("wrong", False),
+        ("right", True),
+    ]
+    assert lines[0]["error"] == "MemoryError: no room"

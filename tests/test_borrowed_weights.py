@@ -1,0 +1,124 @@
+"""Runs that start from borrowed weights: a T5 of Hugging Face, a checkpoint of ours."""
+
+import random
+import string
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from dsi_jax import lenders, tokenizers, train
+from dsi_jax.convert import huggingface
+from dsi_jax.data import corpora
+from dsi_jax.docids.naive import NaiveString
+from dsi_jax.models.dsi import DSIConfig, DSIModel
+from dsi_jax.models.t5 import T5Config
+from dsi_jax.training import checkpoints
+from tests.small_corpus import write_corpus
+
+T5 = T5Config(
+    vocab_size=512,
+    emb_dim=16,
+    num_heads=2,
+    head_dim=8,
+    mlp_dim=32,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("lent") / "corpus_of_lenders")
+
+
+@pytest.fixture(scope="module")
+def lender(corpus, tmp_path_factory):
+    """A random T5 v1.0 in Hugging Face's format, with a SentencePiece model beside it."""
+    directory = tmp_path_factory.mktemp("lender")
+    model = DSIModel(DSIConfig(T5, T5.vocab_size, docid_length=2, docid_space="text"))
+    tokens = np.ones((1, 2), np.int32)
+    batch = {"text": {"tokens": tokens, "mask": tokens}, "decoder": {"inputs": tokens}}
+    params = model.init(jax.random.key(1), batch, deterministic=True)["params"]
+    huggingface.save_t5(directory, T5, jax.tree.map(np.asarray, nn.meta.unbox(params)))
+    texts = corpora.load_corpus(str(corpus)).document_texts()
+    tokenizer = tokenizers.train_sentencepiece([*texts, "0 1 2 3 4 5 6 7 8 9"], vocab_size=400)
+    (directory / "spiece.model").write_bytes(tokenizer.model)
+    return directory
+
+
+def arguments(corpus, model_dir, *more):
+    return [
+        "--gin_file=runs/finetune.gin",
+        "--gin_file=docids/naive.gin",
+        f"--gin.CORPUS={corpus}",
+        f"--gin.MODEL_DIR={model_dir}",
+        "--gin.BATCH_SIZE=8",
+        "--gin.TASK_FEATURE_LENGTHS={'inputs': 8}",
+        "--gin.run.TrainConfig.evaluation=None",
+        *more,
+    ]
+
+
+def test_finetuning_starts_from_the_lenders_weights(corpus, lender, tmp_path):
+    # One step at a rate of zero: what is saved is what was borrowed.
+    options = [f"--gin.INITIAL_CHECKPOINT_PATH={lender}", "--gin.TRAIN_STEPS=1"]
+    options.append("--gin.LEARNING_RATE=0.0")
+    assert train.main(arguments(corpus, tmp_path / "model", *options)) == 0
+    saved = checkpoints.load_params(tmp_path / "model" / "checkpoint_1")
+    t5, lent = huggingface.load_t5(lender)
+    assert t5 == T5
+    for part in ("encoder", "token_embedder"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            saved[part],
+            lent[part],
+        )
+    tokenizer = tokenizers.SentencePieceTokenizer.from_file(lender / "spiece.model")
+    table = NaiveString().build([f"d{i}" for i in range(60)], "")
+    rows = lenders.docid_rows(table, tokenizer)
+    assert rows[:2] == [0, 1]
+    assert len(set(rows)) == 12  # every digit has a row of its own
+    np.testing.assert_allclose(
+        saved["docid_embedder"]["embedding"],
+        np.asarray(lent["token_embedder"]["embedding"])[rows],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_checkpoint_lends_all_but_the_docids_of_another_table(corpus, lender, tmp_path):
+    options = [f"--gin.INITIAL_CHECKPOINT_PATH={lender}", "--gin.TRAIN_STEPS=1"]
+    assert train.main(arguments(corpus, tmp_path / "first", *options)) == 0
+    # Once begun, a run has no need of its lender's weights.
+    options = ["--gin.INITIAL_CHECKPOINT_PATH=nowhere", f"--gin.VOCABULARY={lender}"]
+    options.append("--gin.TRAIN_STEPS=2")
+    assert train.main(arguments(corpus, tmp_path / "first", *options)) == 0
+    options = [
+        f"--gin.INITIAL_CHECKPOINT_PATH={tmp_path / 'first'}",
+        "--gin_file=docids/atomic.gin",
+        "--gin.TRAIN_STEPS=1",
+        "--gin.LEARNING_RATE=0.0",
+    ]
+    assert train.main(arguments(corpus, tmp_path / "second", *options)) == 0
+    first = checkpoints.load_params(tmp_path / "first" / "checkpoint_2")
+    second = checkpoints.load_params(tmp_path / "second" / "checkpoint_1")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        first["encoder"],
+        second["encoder"],
+    )
+    assert second["docid_embedder"]["embedding"].shape == (62, 16)
+
+
+def test_vocabulary_too_large_for_the_lender_is_an_error(corpus, lender, tmp_path, capsys):
+    options = [f"--gin.INITIAL_CHECKPOINT_PATH={lender}", "--gin.TRAIN_STEPS=1"]
+    rng = random.Random(0)
+    words = ["".join(rng.choices(string.ascii_lowercase, k=6)) for _ in range(4000)]
+    big = tokenizers.train_sentencepiece([*words, *words], vocab_size=900)
+    assert big.vocab_size > T5.vocab_size
+    (tmp_path / "big.model").write_bytes(big.model)
+    options.append(f"--gin.VOCABULARY={tmp_path / 'big.model'}")
+    assert train.main(arguments(corpus, tmp_path / "model", *options)) == 2
+    assert f"{big.vocab_size} tokens; the embedding of" in capsys.readouterr().err
