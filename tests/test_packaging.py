@@ -72,7 +72,13 @@ def test_unzipped_sdist(checkout, tmp_path):
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path / "unzipped", filter="data")
     (source,) = (tmp_path / "unzipped").iterdir()
-    for name in ("LICENSE", "README.md", "gin/local_tiny.gin", "tests/conftest.py", "docs/running.md"):
+    for name in (
+        "LICENSE",
+        "README.md",
+        "gin/local_tiny.gin",
+        "tests/conftest.py",
+        "docs/running.md",
+    ):
         assert (source / name).exists(), name
     install = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]
     python(*install, str(tmp_path / "site"), str(source), cwd=tmp_path)

@@ -115,7 +115,7 @@ def register_corpus_tasks(
 def register_retrieval_task(
     corpus: Corpus, name: str | None = None, document_form: str = "first"
 ) -> str:
-    """Registers `<name>_retrieval` alone, as `register_corpus_tasks` does: to evaluate, not to train.
+    """Registers the task `<name>_retrieval` alone: to evaluate, not to train.
 
     Returns:
       the registered name.
