@@ -237,7 +237,7 @@ class Evaluations:
             lines += ["", f"{target.name} (percent)", report.retrieval_table(systems)]
         for values in free.values():
             if "invalid_rate" in values:
-                lines.append(f"invalid docids, unconstrained: {100 * values['invalid_rate']:.1f}%")
+                lines.append(f"invalid docids, unconstrained: {100 * values['invalid_rate']:.2f}%")
         summary["while_training"] = {}
         for target in self._targets_while_training():
             past = history(self._directory / "inference_eval", target.name, step)

@@ -256,9 +256,10 @@ def _seqio_evaluator(
     target: Target, feature_lengths: Mapping[str, int], output_dir: Path | None, seed: int
 ) -> seqio.Evaluator:
     tokenized = converters.is_tokenized(seqio.get_mixture_or_task(target.task))
-    lengths = {features.TARGETS: 1, features.IS_INDEXING: 1}
-    # A text is one string, however many tokens are kept of it.
-    lengths[features.INPUTS] = feature_lengths[features.INPUTS] if tokenized else 1
+    # A text is one string, however many tokens are kept of it: seqio has nothing to cut.
+    lengths = None
+    if tokenized:
+        lengths = {features.TARGETS: 1, features.IS_INDEXING: 1} | dict(feature_lengths)
     log_to: dict[str, Any] = {}
     if output_dir is not None:
         loggers = functools.partial(_SplitLoggers, split=target.split)
