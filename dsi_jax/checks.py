@@ -81,7 +81,7 @@ def check_fractions(**values: float | None) -> None:
 
 
 def model_directory(text: str | Path) -> Path:
-    """MODEL_DIR as a path; `~` is the home directory.
+    """MODEL_DIR as an absolute path; `~` is the home directory.
 
     Raises:
       ValueError: it is empty, or the address of an object store.
@@ -93,7 +93,7 @@ def model_directory(text: str | Path) -> Path:
             f"MODEL_DIR is {str(text)!r}; expected a directory of this machine, or a mounted one: "
             "object stores are not supported yet for a run's own files"
         )
-    return Path(text).expanduser()
+    return Path(text).expanduser().absolute()
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

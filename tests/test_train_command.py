@@ -219,6 +219,16 @@ def test_eval_command_refuses_queries_of_another_split(trained, tmp_path):
         inference.evaluate(model_dir=str(model_dir), corpus=str(other), dry_run=True)
 
 
+def test_relative_model_dir_is_that_of_the_working_directory(tmp_path, monkeypatch, capsys):
+    write_corpus(tmp_path / "corpus_of_relative")
+    monkeypatch.chdir(tmp_path)
+    options = ["--gin.TRAIN_STEPS=2", "--gin.run.TrainConfig.evaluation=None"]
+    assert train.main(arguments(Path("corpus_of_relative"), Path("runs/mine"), *options)) == 0
+    assert (tmp_path / "runs/mine/checkpoint_2/metadata").exists()
+    assert search.main(["runs/mine", "number3", "-k", "1"]) == 0
+    assert "? number3" in capsys.readouterr().out
+
+
 def test_dry_run_writes_nothing(tmp_path, caplog):
     corpus = write_corpus(tmp_path / "corpus_of_dry_run")
     model_dir = tmp_path / "model"

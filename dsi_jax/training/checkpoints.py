@@ -9,6 +9,7 @@ checkpoint that does not match its list is passed over.
 
 import base64
 import json
+import os
 import re
 import warnings
 import zlib
@@ -73,7 +74,7 @@ class Checkpointer:
         """
         if keep < 1:
             raise ValueError(f"keep is {keep}, expected at least 1 checkpoint")
-        self._model_dir = epath.Path(model_dir)
+        self._model_dir = _absolute(model_dir)
         self._keep = keep
         self._keep_best = keep_best
         self._passed_over: set[int] = set()
@@ -317,7 +318,7 @@ def check_writable(model_dir: epath.PathLike) -> None:
     Raises:
       OSError: it cannot be written, naming it.
     """
-    model_dir = epath.Path(model_dir)
+    model_dir = _absolute(model_dir)
     probe = model_dir / f".writable-{jax.process_index()}"
     try:
         model_dir.mkdir(parents=True, exist_ok=True)
@@ -339,7 +340,7 @@ def latest_checkpoint(model_dir: epath.PathLike) -> epath.Path:
     Raises:
       ValueError: there is none.
     """
-    model_dir = epath.Path(model_dir)
+    model_dir = _absolute(model_dir)
     if _NAME.fullmatch(model_dir.name) and (model_dir / "metadata").exists():
         return model_dir
     reasons = []
@@ -367,7 +368,7 @@ def load_metadata(directory: epath.PathLike) -> dict[str, Any]:
     Raises:
       ValueError: there is no checkpoint, it is damaged, or a later version wrote it.
     """
-    return _read_record(epath.Path(directory))["metadata"]
+    return _read_record(_absolute(directory))["metadata"]
 
 
 def load_params(directory: epath.PathLike, *, check: bool = True) -> Any:
@@ -383,13 +384,19 @@ def load_params(directory: epath.PathLike, *, check: bool = True) -> Any:
     Raises:
       ValueError: there is no checkpoint, or its parameters are damaged.
     """
-    directory = epath.Path(directory)
+    directory = _absolute(directory)
     if check and (reason := _damage(directory, ("params",))):
         raise ValueError(f"checkpoint {directory} is not whole: {reason}")
     handler = ocp.PyTreeCheckpointHandler()
     saved = handler.metadata(directory / "params").tree
     to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
     return handler.restore(directory / "params", args=ocp.args.PyTreeRestore(restore_args=to_numpy))
+
+
+def _absolute(path: epath.PathLike) -> epath.Path:
+    """The path from the root: Orbax takes no other, and says so only when it writes."""
+    path = epath.Path(path)
+    return path if "://" in str(path) else epath.Path(os.path.abspath(path))
 
 
 def _without_params(state: TrainState) -> dict[str, Any]:
