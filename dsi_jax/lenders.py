@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +19,6 @@ from dsi_jax.models.t5 import T5Config
 from dsi_jax.tokenizers import Tokenizer
 from dsi_jax.training import assignment, checkpoints
 
-AssignmentMap = Sequence[tuple[str, str | None]]
 # Of a docid vocabulary of its own; what is borrowed for it depends on the table.
 _DOCID_PARAMETERS = ("docid_embedder/embedding", "decoder/logits_dense/kernel")
 _DIGIT_KINDS = ("naive", "semantic")
@@ -47,7 +45,9 @@ class Lender(Protocol):
           ValueError: the tokenizer has ids that the weights have no row for.
         """
 
-    def lend(self, borrower: Borrower, params: Any, assignment_map: AssignmentMap | None) -> Any:
+    def lend(
+        self, borrower: Borrower, params: Any, assignment_map: assignment.AssignmentMap | None
+    ) -> Any:
         """`params` of a new model with what is borrowed put in its place.
 
         Raises:
@@ -83,7 +83,9 @@ class HuggingFaceLender:
         """See `Lender`."""
         return _checked_vocab_size(self._directory, self.t5, tokenizer)
 
-    def lend(self, borrower: Borrower, params: Any, assignment_map: AssignmentMap | None) -> Any:
+    def lend(
+        self, borrower: Borrower, params: Any, assignment_map: assignment.AssignmentMap | None
+    ) -> Any:
         """See `Lender`."""
         rows = docid_rows(borrower.table, borrower.tokenizer)
         _, text_params = huggingface.load_t5(self._directory)
@@ -109,7 +111,9 @@ class CheckpointLender:
             )
         return self.t5.vocab_size
 
-    def lend(self, borrower: Borrower, params: Any, assignment_map: AssignmentMap | None) -> Any:
+    def lend(
+        self, borrower: Borrower, params: Any, assignment_map: assignment.AssignmentMap | None
+    ) -> Any:
         """See `Lender`."""
         lent = checkpoints.load_params(self._directory)
         if assignment_map is None:
