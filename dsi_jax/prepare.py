@@ -38,8 +38,9 @@ class Sources:
     """Names of everything that a run reads; gin fills it from the macros.
 
     Attributes:
-      corpus: a registered corpus ("demo_text"), a directory in BEIR layout, or a SQuAD JSON file;
-        None where the task comes from another project and its docid table is given.
+      corpus: a registered corpus ("demo_text"), a directory in BEIR layout, or a SQuAD JSON file,
+        each with "#1000" behind it for 1,000 of its documents; None where the task comes from
+        another project and its docid table is given.
       docids: builder of the docid table (`docids.atomic.Atomic()` ...); used where no table lies
         at `docid_table`.
       docid_table: directory of the table; by default MODEL_DIR/docids.

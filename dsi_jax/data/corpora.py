@@ -193,23 +193,32 @@ def load_corpus(spec: str, seed: int = 42) -> Corpus:
 
     Args:
       spec: the name of a registered corpus ("demo_text"), the path of a directory
-        with corpus.jsonl, queries.jsonl and qrels/*.tsv, or the path of a JSON file.
+        with corpus.jsonl, queries.jsonl and qrels/*.tsv, or the path of a JSON file;
+        "#1000" behind any of these takes 1,000 of its documents (`subsets.subset`).
       seed: decides every random split and sample.
 
     Raises:
       ValueError: if there is no such corpus or its data is malformed.
     """
+    return complete_splits(_load(spec, seed), seed)
+
+
+def _load(spec: str, seed: int) -> Corpus:
     # Here, because the readers build on this module.
-    from dsi_jax.data import beir, demo_text, squad
+    from dsi_jax.data import beir, demo_text, squad, subsets
 
     register_corpus("demo_text", demo_text.load)
     if spec in _REGISTRY:
-        return complete_splits(_REGISTRY[spec](seed), seed)
+        return _REGISTRY[spec](seed)
     path = Path(spec).expanduser()
     if path.is_dir():
-        return complete_splits(beir.load(path), seed)
+        return beir.load(path)
     if path.is_file():
-        return complete_splits(squad.load(path, seed), seed)
+        return squad.load(path, seed)
+    part = subsets.split_spec(spec)
+    if part is not None:
+        base, count = part
+        return subsets.subset(_load(base, seed), count)
     raise ValueError(
         f"no corpus '{spec}': expected an existing directory in BEIR layout, a SQuAD JSON file, "
         f"or one of the registered names {sorted(_REGISTRY)}"
