@@ -25,6 +25,7 @@ from dsi_jax.tokenizers import SentencePieceTokenizer, train_sentencepiece
 
 SEMANTIC = Semantic(embedder=None)
 KINDS = [Atomic(), NaiveString(), NaiveString(zero_pad=True), Random(), SEMANTIC]
+KINDS += [Atomic(id_space=500), NaiveString(id_space=500)]
 
 
 def build(kind, count, seed=0, *, embeddings=None):
@@ -103,6 +104,30 @@ def test_naive_writes_the_numbers_below_n(count):
     assert ["".join(map(str, codes_of(padded, row))) for row in range(count)] == [
         number.zfill(width) for number in numbers
     ]
+
+
+@pytest.mark.parametrize("space", [1000, 1001, 320_000])
+def test_numbers_are_drawn_from_the_whole_id_space(space):
+    def numbers(table):
+        return [int("".join(map(str, codes_of(table, row)))) for row in range(1000)]
+
+    naive, atomic = (build(kind(id_space=space), 1000) for kind in (NaiveString, Atomic))
+    assert numbers(naive) == [codes_of(atomic, row)[0] for row in range(1000)]
+    assert len(set(numbers(naive))) == 1000
+    assert 0 <= min(numbers(naive)) and max(numbers(naive)) < space
+    assert abs(np.mean(numbers(naive)) / (space - 1) - 0.5) < 0.05  # 5.5 standard deviations
+    assert (naive.vocab_size, atomic.vocab_size) == (12, space + 2)
+    assert naive.parameters["id_space"] == atomic.parameters["id_space"] == space
+    padded = build(NaiveString(id_space=space, zero_pad=True), 1000)
+    assert (padded.length, numbers(padded)) == (len(str(space - 1)), numbers(naive))
+
+
+def test_without_an_id_space_it_is_the_number_of_documents():
+    for kind in (NaiveString, Atomic):
+        assert build(kind(), 50).hash == build(kind(id_space=50), 50).hash
+        assert build(kind(), 50).parameters["id_space"] == 50
+        with pytest.raises(ValueError, match="id_space is 49; expected at least the 50 documents"):
+            build(kind(id_space=49), 50)
 
 
 @settings(deadline=None, max_examples=60)

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from dsi_jax.docids.numbers import draw
 from dsi_jax.docids.table import DocidTable
 
 
@@ -13,13 +14,15 @@ from dsi_jax.docids.table import DocidTable
 class NaiveString:
     """Naively structured string identifiers (DSI, Tay et al. 2022, section 3.2).
 
-    The documents are numbered 0..N-1 in a seeded random order, never the order of the data, which
-    often tells training from test documents. The digits 0..9 are the tokens 2..11.
+    The documents are numbered in a seeded random order. The digits 0..9 are the tokens 2..11.
 
     Attributes:
+      id_space: numbers are drawn from 0..id_space-1: 320,000 in DSI, whatever the subset of NQ.
+        None: from 0..N-1.
       zero_pad: write all numbers with the same number of digits; then no end token is needed.
     """
 
+    id_space: int | None = None
     zero_pad: bool = False
 
     kind: ClassVar[str] = "naive"
@@ -32,10 +35,14 @@ class NaiveString:
         embeddings: np.ndarray | None = None,
         seed: int = 42,
     ) -> DocidTable:
-        """See `dsi_jax.docids.table.DocidBuilder`."""
+        """See `dsi_jax.docids.table.DocidBuilder`.
+
+        Raises:
+          ValueError: if there are more documents than numbers in `id_space`.
+        """
         del embeddings
-        numbers = np.random.default_rng(seed).permutation(len(keys))
-        width = len(str(len(keys) - 1))
+        numbers, id_space = draw(len(keys), self.id_space, seed)
+        width = len(str(id_space - 1))
         powers = 10 ** np.arange(1, width)
         lengths = None if self.zero_pad else 1 + np.searchsorted(powers, numbers, side="right")
         digits = np.empty((len(keys), width), np.uint8)
@@ -48,6 +55,6 @@ class NaiveString:
             num_codes=10,
             keys=keys,
             kind=self.kind,
-            parameters={"zero_pad": self.zero_pad, "seed": seed},
+            parameters={"id_space": id_space, "zero_pad": self.zero_pad, "seed": seed},
             corpus_hash=corpus_hash,
         )
