@@ -65,7 +65,11 @@ def string_arrays(name: str, strings: Iterable[str]) -> Iterator[pa.LargeStringA
         start += len(batch)
 
 
-def write_columns(path: str | os.PathLike, columns: Mapping[str, Iterable[str]]) -> None:
+def write_columns(
+    path: str | os.PathLike,
+    columns: Mapping[str, Iterable[str]],
+    rows_per_batch: int | None = None,
+) -> None:
     """Writes columns of strings of one length as an Arrow IPC file, atomically.
 
     The columns are consumed in step, so generators never hold the whole corpus. The file appears
@@ -74,6 +78,7 @@ def write_columns(path: str | os.PathLike, columns: Mapping[str, Iterable[str]])
     Args:
       path: the file to write; an existing one is replaced.
       columns: name -> strings, all of the same length.
+      rows_per_batch: rows that are in memory at a time; None: 65,536.
 
     Raises:
       ValueError: if the lengths differ, or an item is not a string of valid Unicode.
@@ -85,7 +90,7 @@ def write_columns(path: str | os.PathLike, columns: Mapping[str, Iterable[str]])
     try:
         with open(temporary, "xb") as file:
             with pa.ipc.new_file(file, schema) as writer:
-                for arrays in _in_step(columns):
+                for arrays in _in_step(columns, rows_per_batch or _ROWS_PER_BATCH):
                     writer.write_batch(pa.record_batch(arrays, schema=schema))
             file.flush()
             os.fsync(file.fileno())
@@ -122,12 +127,14 @@ def open_columns(path: str | os.PathLike, names: Sequence[str]) -> tuple[StringC
     return tuple(StringColumn(table.column(name)) for name in names)
 
 
-def _in_step(columns: Mapping[str, Iterable[str]]) -> Iterator[list[pa.LargeStringArray]]:
+def _in_step(
+    columns: Mapping[str, Iterable[str]], rows: int
+) -> Iterator[list[pa.LargeStringArray]]:
     """Yields one array a column, all of one length, until every column has ended."""
     iterators = {name: iter(strings) for name, strings in columns.items()}
     start = 0
     while True:
-        batches = {name: list(islice(it, _ROWS_PER_BATCH)) for name, it in iterators.items()}
+        batches = {name: list(islice(it, rows)) for name, it in iterators.items()}
         sizes = {name: start + len(batch) for name, batch in batches.items()}
         if len(set(sizes.values())) > 1:
             # The longer columns may go on: what is known is where the shortest one ends.

@@ -114,7 +114,7 @@ def test_numbers_are_drawn_from_the_whole_id_space(space):
     naive, atomic = (build(kind(id_space=space), 1000) for kind in (NaiveString, Atomic))
     assert numbers(naive) == [codes_of(atomic, row)[0] for row in range(1000)]
     assert len(set(numbers(naive))) == 1000
-    assert 0 <= min(numbers(naive)) and max(numbers(naive)) < space
+    assert min(numbers(naive)) >= 0 and max(numbers(naive)) < space
     assert abs(np.mean(numbers(naive)) / (space - 1) - 0.5) < 0.05  # 5.5 standard deviations
     assert (naive.vocab_size, atomic.vocab_size) == (12, space + 2)
     assert naive.parameters["id_space"] == atomic.parameters["id_space"] == space

@@ -84,9 +84,9 @@ class Corpus:
     """
 
     name: str
-    keys: list[str]
-    titles: list[str]
-    texts: list[str]
+    keys: Sequence[str]
+    titles: Sequence[str]
+    texts: Sequence[str]
     queries: Mapping[str, QuerySet]
 
     def __post_init__(self) -> None:
@@ -206,8 +206,10 @@ def load_corpus(spec: str, seed: int = 42) -> Corpus:
 def _load(spec: str, seed: int) -> Corpus:
     # Here, because the readers build on this module.
     from dsi_jax.data import beir, demo_text, squad, subsets
+    from dsi_jax.data.natural_questions import load as natural_questions
 
     register_corpus("demo_text", demo_text.load)
+    natural_questions.register()
     if spec in _REGISTRY:
         return _REGISTRY[spec](seed)
     path = Path(spec).expanduser()
@@ -249,6 +251,8 @@ def complete_splits(corpus: Corpus, seed: int) -> Corpus:
             len(queries["test"]),
             len(corpus.queries["train"]),
         )
+    elif list(queries) == list(corpus.queries):
+        return corpus  # not a copy, which would be checked and hashed again
     return dataclasses.replace(corpus, queries=queries)
 
 
