@@ -56,6 +56,28 @@ class Documents(Sequence[Document]):
         return Document(self.keys[row], self.titles[row], self.texts[row])
 
 
+class FullTexts(Sequence[str]):
+    """Title and text of each document joined by a space, made when asked for.
+
+    Example:
+      >>> list(FullTexts(["", "Bees"], ["Ants work.", "Bees dance."]))
+      ['Ants work.', 'Bees Bees dance.']
+    """
+
+    def __init__(self, titles: Sequence[str], texts: Sequence[str]):
+        self._titles = titles
+        self._texts = texts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, row):
+        """The text of a row; a list of texts for a slice."""
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        return f"{self._titles[row]} {self._texts[row]}".strip()
+
+
 def write_documents(
     path: str | os.PathLike, keys: Iterable[str], titles: Iterable[str], texts: Iterable[str]
 ) -> None:

@@ -12,10 +12,11 @@ import copy
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 import seqio
 from jax.sharding import Mesh
@@ -32,7 +33,7 @@ from dsi_jax.evaluator import (
     history,
     mean_and_best,
 )
-from dsi_jax.models.dsi import DSIModel
+from dsi_jax.methods.base import Collection, Method
 from dsi_jax.prepare import Prepared
 from dsi_jax.retriever import Hit
 from dsi_jax.training import partitioning
@@ -51,9 +52,10 @@ class Evaluations:
     Args:
       evaluation: how to evaluate.
       directory: MODEL_DIR.
+      method: how the model ranks.
       model: the model.
       prepared: corpus, tokenizer, docid table and tasks.
-      feature_lengths: tokens kept of each feature.
+      collection: the documents to rank.
       write: whether this host writes files and prints.
     """
 
@@ -62,14 +64,15 @@ class Evaluations:
         evaluation: Evaluation | None,
         *,
         directory: Path,
-        model: DSIModel,
+        method: Method,
+        model: nn.Module,
         prepared: Prepared,
-        feature_lengths: Mapping[str, int],
+        collection: Collection,
         write: bool,
     ) -> None:
         self._evaluation = evaluation
-        self._directory, self._model, self._prepared = directory, model, prepared
-        self._lengths, self._write = feature_lengths, write
+        self._directory, self._prepared, self._write = directory, prepared, write
+        self._method, self._model, self._collection = method, model, collection
         self._mesh: Mesh | None = None
         self._rules = partitioning.LOGICAL_AXIS_RULES
         self._should_stop: Callable[[], bool] = lambda: False
@@ -166,7 +169,7 @@ class Evaluations:
         """Figures of an unconstrained search, of which the rate of invalid docids is reported."""
         if self._evaluation.constraint == "free":
             return figures
-        if not self._evaluation.unconstrained:
+        if not (self._evaluation.unconstrained and self._method.decodes):
             return {}
         beam_size = min(FREE_BEAM_SIZE, self._evaluation.beam_size)
         freely = dataclasses.replace(self._evaluation, constraint="free", beam_size=beam_size)
@@ -184,7 +187,7 @@ class Evaluations:
             self._cache[key] = Evaluator(
                 targets,
                 keys=self._prepared.table.keys,
-                feature_lengths=self._lengths,
+                feature_lengths=self._collection.lengths,
                 output_dir=output if self._write else None,
             )
         predictor = self._predictor(evaluation)
@@ -193,16 +196,20 @@ class Evaluations:
     def _predictor(self, evaluation: Evaluation) -> Predictor:
         key = (evaluation.constraint, evaluation.beam_size, evaluation.batch_size)
         if key not in self._cache:
-            self._cache[key] = Predictor(
-                model=self._model,
-                table=self._prepared.table,
-                tokenizer=self._prepared.tokenizer,
-                feature_lengths=self._lengths,
+            ranker = self._method.new_ranker(
+                self._model,
+                self._collection,
                 beam_size=evaluation.beam_size,
                 constraint=evaluation.constraint,
-                batch_size=evaluation.batch_size,
                 mesh=self._mesh,
                 rules=self._rules,
+            )
+            self._cache[key] = Predictor(
+                ranker,
+                tokenizer=self._collection.tokenizer,
+                feature_lengths=self._collection.lengths,
+                batch_size=evaluation.batch_size,
+                mesh=self._mesh,
             )
         return self._cache[key]
 
@@ -230,7 +237,7 @@ class Evaluations:
             "free": free,
         }
         for target in reported:
-            systems: dict[str, Figures] = {"DSI": figures[target.name]}
+            systems: dict[str, Figures] = {self._method.title: figures[target.name]}
             if self._has_queries(target):
                 index = bm25.BM25(self._prepared.corpus)
                 systems["BM25"] = summary["bm25"] = index.evaluate(target.split)

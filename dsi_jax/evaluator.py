@@ -21,8 +21,7 @@ from jax.sharding import Mesh
 from dsi_jax import searcher as searcher_lib
 from dsi_jax.data import converters, features, metrics
 from dsi_jax.data.corpora import Corpus
-from dsi_jax.docids.table import DocidTable
-from dsi_jax.models.dsi import DSIModel
+from dsi_jax.methods.base import Ranker
 from dsi_jax.tokenizers import Tokenizer
 from dsi_jax.training import partitioning
 
@@ -95,44 +94,29 @@ class Predictor:
     """Ranks rows for the flat examples of a task.
 
     Args:
-      model: the model.
-      table: its docids.
-      tokenizer: its vocabulary.
+      ranker: of the documents.
+      tokenizer: of the queries.
       feature_lengths: tokens kept of each feature.
-      beam_size: rows a query.
-      constraint: "trie" or "free".
       batch_size: queries a device step, rounded up to what the mesh divides; the last batch is
         padded to it.
       mesh: where the parameters lie; None: on one device.
-      rules: logical axis rules, fitted to the model; used with a mesh.
     """
 
     def __init__(
         self,
+        ranker: Ranker,
         *,
-        model: DSIModel,
-        table: DocidTable,
         tokenizer: Tokenizer,
         feature_lengths: Mapping[str, int],
-        beam_size: int,
-        constraint: str,
         batch_size: int,
         mesh: Mesh | None = None,
-        rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
     ) -> None:
+        self._ranker = ranker
         self._tokenizer = tokenizer
         self._length = feature_lengths["inputs"]
         self._batch_size = batch_size
         if mesh is not None:
             self._batch_size = partitioning.round_batch_size(batch_size, mesh)
-        self._searcher = searcher_lib.Searcher(
-            model,
-            table,
-            beam_size=searcher_lib.cap_beams(beam_size, table, constraint),
-            constraint=constraint,
-            mesh=mesh,
-            rules=rules,
-        )
 
     def rank(
         self,
@@ -163,7 +147,7 @@ class Predictor:
                 columns[features.INPUTS], self._tokenizer, self._length
             )
             batch = searcher_lib.text_batch(searcher_lib.pad_rows(tokens_BxS, self._batch_size))
-            result = searcher_lib.to_host(self._searcher.search(params, batch))
+            result = searcher_lib.to_host(self._ranker.search(params, batch))
             rows.append(result.rows[: len(chunk)])
             scores.append(result.scores[: len(chunk)])
         return np.concatenate(rows), np.concatenate(scores)

@@ -12,8 +12,8 @@ import numpy as np
 import seqio
 
 from dsi_jax.data import converters
-from dsi_jax.data import pipeline as pipeline_lib
 from dsi_jax.evaluator import HELD_OUT_SPLITS
+from dsi_jax.methods.base import Stream
 from dsi_jax.metric_writers import ScalarWriter
 from dsi_jax.training import step as step_lib
 
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 class HeldOutLoss:
-    """Measures the teacher-forced loss on a fixed sample of each task's held-out split.
+    """Measures the loss on a fixed sample of each task's held-out split.
 
     Args:
-      pipelines: task name -> a pipeline of its held-out split; its first batches are the sample.
+      pipelines: task name -> a stream of its held-out split; its first batches are the sample.
       num_batches: at most so many batches of each.
       eval_step: from `training.step.make_eval_step`.
       put: places this host's part of a batch on the devices.
@@ -34,7 +34,7 @@ class HeldOutLoss:
 
     def __init__(
         self,
-        pipelines: Mapping[str, pipeline_lib.TrainPipeline],
+        pipelines: Mapping[str, Stream],
         *,
         num_batches: int,
         eval_step: Callable[[Any, Any], step_lib.Metrics],
@@ -79,12 +79,10 @@ def held_out_tasks(mixture_or_task_name: str) -> dict[str, str]:
     }
 
 
-def _first_pass(
-    task: str, stream: pipeline_lib.TrainPipeline, limit: int
-) -> list[tuple[converters.Batch, int]]:
+def _first_pass(task: str, stream: Stream, limit: int) -> list[tuple[converters.Batch, int]]:
     """At most `limit` batches, each with the number of its rows (of the global batch) that count.
 
-    A pipeline is endless: the last batch goes on with the second pass, which must not count.
+    A stream is endless: the last batch goes on with the second pass, which must not count.
     """
     examples = seqio.TaskRegistry.get(task).num_input_examples(stream.split)
     size = stream.batch_size
@@ -95,8 +93,12 @@ def _first_pass(
 
 
 def _only_first(batch: converters.Batch, num_rows: int) -> converters.Batch:
-    """The global batch with weight 0 for the tokens of all rows but the first `num_rows`."""
-    decoder = batch["decoder"]
-    counts_Bx1 = (np.arange(len(decoder["weights"])) < num_rows)[:, None]
-    weights_BxL = decoder["weights"] * counts_Bx1.astype(np.float32)
-    return batch | {"decoder": decoder | {"weights": weights_BxL}}
+    """The global batch with `weights` of 0, wherever it has some, for all rows but `num_rows`."""
+
+    def cut(path: Any, leaf: jax.Array) -> jax.Array:
+        if path[-1] != jax.tree_util.DictKey("weights"):
+            return leaf
+        counts_B = (np.arange(len(leaf)) < num_rows).astype(np.float32)
+        return leaf * counts_B.reshape(-1, *[1] * (leaf.ndim - 1))
+
+    return jax.tree_util.tree_map_with_path(cut, batch)

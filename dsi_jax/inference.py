@@ -69,26 +69,28 @@ def evaluate(
         logger.info("would evaluate %s", ", ".join(target.name for target in targets))
         return
     check_writable(output)
-    lengths = {"inputs": retriever.input_length}
+    collection = retriever.collection
     predictor = Predictor(
-        model=retriever.model,
-        table=retriever.table,
-        tokenizer=retriever.tokenizer,
-        feature_lengths=lengths,
-        beam_size=evaluation.beam_size,
-        constraint=evaluation.constraint,
+        retriever.method.new_ranker(
+            retriever.model,
+            collection,
+            beam_size=evaluation.beam_size,
+            constraint=evaluation.constraint,
+        ),
+        tokenizer=collection.tokenizer,
+        feature_lengths=collection.lengths,
         batch_size=evaluation.batch_size,
     )
     evaluator = Evaluator(
         targets,
-        keys=retriever.table.keys,
-        feature_lengths=lengths,
+        keys=collection.table.keys,
+        feature_lengths=collection.lengths,
         output_dir=output,
         seed=seed,
     )
     figures = evaluator.evaluate(predictor, retriever.params, retriever.step)
     for target in targets:
-        systems: dict[str, Figures] = {"DSI": figures[target.name]}
+        systems: dict[str, Figures] = {retriever.method.title: figures[target.name]}
         if loaded is not None and split in loaded.queries:
             systems["BM25"] = BM25(loaded).evaluate(split)
         logger.info("\n%s (percent)\n%s", target.name, report.retrieval_table(systems))
@@ -151,7 +153,9 @@ def infer(
     for i, hits in enumerate(ranked):
         rows[i, : len(hits)] = [hit.row for hit in hits]
         scores[i, : len(hits)] = [hit.score for hit in hits]
-    metrics.write_trec_run(stem.with_suffix(".trec"), ids, rows, scores, retriever.table.keys)
+    metrics.write_trec_run(
+        stem.with_suffix(".trec"), ids, rows, scores, retriever.collection.table.keys
+    )
     logger.info("ranked %d queries: %s.jsonl, %s.trec", len(ids), stem, stem)
 
 
@@ -198,10 +202,10 @@ def _check_corpus(loaded: corpora.Corpus, name: str, seed: int, retriever: Retri
 
     With another seed, queries that the index was trained on would stand among those of the test.
     """
-    if loaded.hash != retriever.table.corpus_hash:
+    if loaded.hash != retriever.collection.table.corpus_hash:
         raise ValueError(
             f"CORPUS {name!r} is {loaded.hash[:16]}; the index holds the corpus "
-            f"{retriever.table.corpus_hash[:16]}"
+            f"{retriever.collection.table.corpus_hash[:16]}"
         )
     found, trained = queries_hash(loaded), retriever.metadata.get("queries_hash")
     if trained is not None and found != trained:

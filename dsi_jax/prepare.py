@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dsi_jax import documents as documents_lib
 from dsi_jax.data import corpora, registration
 from dsi_jax.docids import report
 from dsi_jax.docids.table import DocidBuilder, DocidTable
+from dsi_jax.methods.base import Collection
 from dsi_jax.training import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,14 @@ class Prepared:
     table_path: Path
     tasks: registration.CorpusTasks | None
     mixture_or_task_name: str
+
+    def collection(self, lengths: Mapping[str, int]) -> Collection:
+        """The documents as a method reads them, with so many tokens of each feature."""
+        corpus = self.corpus
+        texts = None
+        if corpus is not None:
+            texts = documents_lib.FullTexts(corpus.titles, corpus.texts)
+        return Collection(self.table, texts, self.tokenizer, lengths)
 
     def lines(self) -> tuple[str, ...]:
         """What there is, for a person to read."""

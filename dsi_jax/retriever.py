@@ -15,13 +15,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 
 from dsi_jax import checks, tokenizers
 from dsi_jax import searcher as searcher_lib
 from dsi_jax.docids.table import DocidTable
-from dsi_jax.documents import Documents
-from dsi_jax.models.dsi import DSIConfig, DSIModel
+from dsi_jax.documents import Documents, FullTexts
+from dsi_jax.methods.base import Collection, Method, Ranker
+from dsi_jax.methods.dsi import DSI
+from dsi_jax.methods.registry import method_of
 from dsi_jax.training import checkpoints
 
 _BATCH_SIZES = (1, 8, 64)  # one compiled program each
@@ -34,7 +37,7 @@ class Hit:
     Attributes:
       key: the document's string name.
       row: its position in the corpus.
-      score: the model's log-probability of its docid given the query (natural log).
+      score: of a DSI, the log-probability of its docid given the query (natural log).
       title: its title, "" where the corpus has none.
       text: its text, "" where the documents are not stored beside the model.
     """
@@ -52,10 +55,9 @@ class Retriever:
     Attributes:
       model: the model.
       params: its parameters.
-      tokenizer: turns queries into tokens.
-      table: the docids of the documents.
-      documents: keys, titles and texts, or None where they are not stored beside the model.
-      input_length: S, tokens kept of a query.
+      collection: docids, texts and tokenizer.
+      documents: keys, titles and texts to show, or None where they are not stored beside the model.
+      method: how the model ranks.
       step: training steps of the checkpoint; 0 where there is none.
       metadata: what the checkpoint says of itself; empty where there is none.
     """
@@ -63,29 +65,27 @@ class Retriever:
     def __init__(
         self,
         *,
-        model: DSIModel,
+        model: nn.Module,
         params: Any,
-        tokenizer: tokenizers.Tokenizer,
-        table: DocidTable,
+        collection: Collection,
         documents: Documents | None = None,
-        input_length: int = 32,
         beam_size: int = 10,
         constraint: str = "trie",
         step: int = 0,
         metadata: Mapping[str, Any] | None = None,
+        method: Method = DSI(),
     ) -> None:
         self.step = step
         self.metadata = dict(metadata or {})
+        self.method = method
         self.model = model
         self.params = params
-        self.tokenizer = tokenizer
-        self.table = table
+        self.collection = collection
         self.documents = documents
-        self.input_length = input_length
         self._constraint = constraint
         self._beam_size = beam_size
-        self._searchers: dict[int, searcher_lib.Searcher] = {}
-        self._searcher(beam_size)  # now, so that what does not fit is said now
+        self._rankers: dict[int, Ranker] = {}
+        self._ranker(beam_size)  # now, so that what does not fit is said now
 
     @classmethod
     def load(
@@ -118,16 +118,22 @@ class Retriever:
         )
         metadata = checkpoints.load_metadata(directory)
         table = _load_table(model_dir, metadata, docid_table)
-        documents = None
+        documents = texts = None
         if (model_dir / "documents.arrow").exists():
             documents = Documents.open(model_dir / "documents.arrow")
+            texts = FullTexts(documents.titles, documents.texts)
+        method = method_of(metadata)
         return cls(
-            model=DSIModel(DSIConfig.from_json(metadata["model"])),
+            method=method,
+            model=method.load_model(metadata["model"]),
             params=checkpoints.load_params(directory, check=step is not None),
-            tokenizer=tokenizers.from_spec(metadata["tokenizer"]),
-            table=table,
+            collection=Collection(
+                table=table,
+                texts=texts,
+                tokenizer=tokenizers.from_spec(metadata["tokenizer"]),
+                lengths=metadata["task_feature_lengths"],
+            ),
             documents=documents,
-            input_length=metadata["task_feature_lengths"]["inputs"],
             beam_size=beam_size,
             constraint=constraint,
             step=int(directory.name.rpartition("_")[2]),
@@ -153,14 +159,15 @@ class Retriever:
         for i, query in enumerate(queries):
             if not isinstance(query, str) or not query.strip():
                 raise ValueError(f"query {i} is {query!r}; expected a text that is not empty")
-        searcher = self._searcher(max(k, self._beam_size))
+        ranker = self._ranker(max(k, self._beam_size))
+        tokenizer, length = self.collection.tokenizer, self.collection.lengths["inputs"]
         ranked: list[list[Hit]] = []
         for start in range(0, len(queries), _BATCH_SIZES[-1]):
             chunk = queries[start : start + _BATCH_SIZES[-1]]
             size = next(s for s in _BATCH_SIZES if s >= len(chunk))
-            tokens_BxS = self.tokenizer.encode_batch(chunk, self.input_length)
+            tokens_BxS = tokenizer.encode_batch(chunk, length)
             batch = searcher_lib.text_batch(searcher_lib.pad_rows(tokens_BxS, size))
-            result = searcher_lib.to_host(searcher.search(self.params, batch))
+            result = searcher_lib.to_host(ranker.search(self.params, batch))
             for i in range(len(chunk)):
                 keep = np.flatnonzero(result.valid[i] & (result.rows[i] >= 0))[:k]
                 ranked.append(
@@ -168,17 +175,17 @@ class Retriever:
                 )
         return ranked
 
-    def _searcher(self, beam_size: int) -> searcher_lib.Searcher:
-        beam_size = searcher_lib.cap_beams(beam_size, self.table, self._constraint)
-        if beam_size not in self._searchers:
-            self._searchers[beam_size] = searcher_lib.Searcher(
-                self.model, self.table, beam_size=beam_size, constraint=self._constraint
+    def _ranker(self, beam_size: int) -> Ranker:
+        beam_size = searcher_lib.cap_beams(beam_size, self.collection.table, self._constraint)
+        if beam_size not in self._rankers:
+            self._rankers[beam_size] = self.method.new_ranker(
+                self.model, self.collection, beam_size=beam_size, constraint=self._constraint
             )
-        return self._searchers[beam_size]
+        return self._rankers[beam_size]
 
     def _hit(self, row: int, score: float) -> Hit:
         if self.documents is None:
-            return Hit(key=self.table.keys[row], row=row, score=score)
+            return Hit(key=self.collection.table.keys[row], row=row, score=score)
         document = self.documents[row]
         return Hit(document.key, row, score, document.title, document.text)
 

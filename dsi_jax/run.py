@@ -19,7 +19,8 @@ from dsi_jax import prepare as prepare_lib
 from dsi_jax.data import pipeline as pipeline_lib
 from dsi_jax.evaluations import Evaluations
 from dsi_jax.evaluator import Evaluation
-from dsi_jax.models.dsi import DSIConfig, DSIModel
+from dsi_jax.methods.base import Collection, Method, Stream
+from dsi_jax.methods.dsi import DSI
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.training import checkpoints, optimizers, partitioning
 from dsi_jax.training import state as state_lib
@@ -65,6 +66,7 @@ class TrainConfig:
       model_dir: MODEL_DIR; laid out as in T5X.
       sources: corpus, vocabulary and docids.
       optimizer: Adafactor or AdamW with its schedule.
+      method: what is trained: a differentiable search index, or a baseline.
       model: the architecture; its vocabulary size becomes the tokenizer's. None: chosen from the
         size of the corpus, or the lender's where weights are borrowed.
       dropout_rate: in [0, 1); None: the model's own.
@@ -76,8 +78,6 @@ class TrainConfig:
       microbatches: parts of a batch that are computed one after the other.
       mesh: sizes of the mesh's axes.
       random_seed: of parameters, dropout and the order of the data.
-      z_loss: weight of T5X's z-loss.
-      label_smoothing: probability spread over the other docid tokens.
       initial_checkpoint_path: weights to start from: a checkpoint of ours or a Hugging Face T5
         directory. Ignored once MODEL_DIR has a checkpoint.
       assignment_map: (pattern of our path, lender's path or None) pairs; None: all of the lender's
@@ -91,6 +91,7 @@ class TrainConfig:
     model_dir: str
     sources: prepare_lib.Sources
     optimizer: optimizers.Optimizer
+    method: Method = DSI()
     model: T5Config | None = None
     dropout_rate: float | None = None
     dtype: str | None = None
@@ -101,8 +102,6 @@ class TrainConfig:
     microbatches: int = 1
     mesh: partitioning.MeshConfig = partitioning.MeshConfig()
     random_seed: int = 42
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
     initial_checkpoint_path: str | None = None
     assignment_map: Sequence[tuple[str, str | None]] | None = None
     use_cached_tasks: bool = False
@@ -119,6 +118,7 @@ class Run:
       config: what was asked for; what it left open is decided in the other attributes.
       directory: MODEL_DIR.
       prepared: corpus, tokenizer, docid table and tasks.
+      collection: the documents as the method reads and ranks them.
       mesh: the devices.
       rules: logical axis rules that suit the mesh and the model.
       model: the model.
@@ -126,7 +126,6 @@ class Run:
       shapes: of the train state, with shardings.
       step: the training step, not compiled.
       stream: batches.
-      lengths: tokens kept of each feature.
       train_steps: steps in all.
       periods: how often to log, save and evaluate.
       metadata: what each checkpoint says of itself.
@@ -139,9 +138,10 @@ class Run:
     config: TrainConfig
     directory: Path
     prepared: prepare_lib.Prepared
+    collection: Collection
     mesh: Mesh
-    model: DSIModel
-    stream: pipeline_lib.TrainPipeline
+    model: nn.Module
+    stream: Stream
     shapes: state_lib.TrainState
     step: step_lib.TrainStep
     rules: partitioning.LogicalRules
@@ -149,7 +149,6 @@ class Run:
     train_steps: int
     periods: Periods
     metadata: dict[str, Any]
-    lengths: Mapping[str, int]
     lender: lenders.Lender | None
     evaluations: Evaluations
     plan: preflight.Plan
@@ -163,8 +162,8 @@ class Run:
                 task: _stream(
                     self.config,
                     self.prepared,
+                    self.collection,
                     self.mesh,
-                    self.lengths,
                     self.stream.batch_size,
                     name=task,
                     split=split,
@@ -173,7 +172,9 @@ class Run:
                 for task, split in tasks.items()
             },
             num_batches=self.periods.eval_steps,
-            eval_step=step_lib.make_eval_step(self.model, mesh=self.mesh, rules=self.rules),
+            eval_step=step_lib.make_eval_step(
+                self.model, mesh=self.mesh, rules=self.rules, loss=self.config.method.eval_loss
+            ),
             put=lambda batch: partitioning.shard_batch(batch, self.mesh),
             directory=self.directory / "training_eval",
             write=write,
@@ -200,9 +201,8 @@ def check(config: TrainConfig) -> None:
         EVAL_STEPS=periods.eval_steps,
     )
     checks.check_whole_numbers(least=0, RANDOM_SEED=config.random_seed)
-    checks.check_fractions(DROPOUT_RATE=config.dropout_rate, LABEL_SMOOTHING=config.label_smoothing)
-    if config.z_loss < 0:
-        raise ValueError(f"Z_LOSS is {config.z_loss}; expected at least 0")
+    checks.check_fractions(DROPOUT_RATE=config.dropout_rate)
+    config.method.check()
     if config.dtype not in (None, *_DTYPES):
         raise ValueError(f"DTYPE is {config.dtype!r}; expected one of {_DTYPES} or None")
     if config.task_feature_lengths is not None:
@@ -222,8 +222,7 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
     if config.batch_size is not None:
         partitioning.check_batch_size(config.batch_size, mesh, config.microbatches)
     stored, lender = _origin(config, directory)
-    origin = stored or lender
-    given = config.model or (origin.t5 if origin is not None else None)
+    given = config.model or stored or (lender.t5 if lender is not None else None)
 
     def check_disk(num_documents: int) -> None:
         t5 = _with_options(given or autosize.choose(num_documents).model, config)
@@ -239,12 +238,14 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
     train_steps = config.train_steps or size.train_steps
     vocab_size = prepared.tokenizer.vocab_size
     if stored is not None:
-        vocab_size = stored.t5.vocab_size
+        vocab_size = stored.vocab_size
     elif lender is not None:
         vocab_size = lender.vocab_size_for(prepared.tokenizer)
-    model = _model(_with_options(given or size.model, config), vocab_size, prepared)
+    t5 = dataclasses.replace(_with_options(given or size.model, config), vocab_size=vocab_size)
+    model = config.method.new_model(t5, prepared.table)
 
-    stream = _stream(config, prepared, mesh, lengths, batch_size)
+    collection = prepared.collection(lengths)
+    stream = _stream(config, prepared, collection, mesh, batch_size)
     batch_shapes = stream.batch_shapes()
     transformation = config.optimizer.build(train_steps)
     boxed = state_lib.param_shapes(model, batch_shapes)
@@ -258,8 +259,7 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
         rules=rules,
         learning_rate=config.optimizer.learning_rate.build(train_steps),
         microbatches=config.microbatches,
-        z_loss=config.z_loss,
-        label_smoothing=config.label_smoothing,
+        loss=config.method.train_loss,
     )
     plan = preflight.plan(
         shapes,
@@ -271,12 +271,13 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
             f"training     {train_steps:,} steps of {batch_size} examples",
         ),
     )
-    metadata = _metadata(model.config, prepared, lengths)
+    metadata = _metadata(config.method, model, collection, prepared.table_path)
     periods = config.periods.resolve(train_steps)
     return Run(
         config=config,
         directory=directory,
         prepared=prepared,
+        collection=collection,
         mesh=mesh,
         model=model,
         stream=stream,
@@ -287,14 +288,14 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
         train_steps=train_steps,
         periods=periods,
         metadata=metadata,
-        lengths=lengths,
         lender=lender,
         evaluations=Evaluations(
             config.evaluation,
             directory=directory,
+            method=config.method,
             model=model,
             prepared=prepared,
-            feature_lengths=lengths,
+            collection=collection,
             write=write and jax.process_index() == 0,
         ),
         plan=plan,
@@ -305,21 +306,21 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
 def _stream(
     config: TrainConfig,
     prepared: prepare_lib.Prepared,
+    collection: Collection,
     mesh: Mesh,
-    lengths: Mapping[str, int],
     batch_size: int,
     *,
     name: str | None = None,
     split: str = "train",
     shuffle: bool | None = None,
-) -> pipeline_lib.TrainPipeline:
+) -> Stream:
     """This host's part of the batches of a mixture or task, by default those to train on."""
     part, parts = partitioning.process_slice(mesh)
-    return pipeline_lib.TrainPipeline(
+    stream = pipeline_lib.TrainPipeline(
         name or prepared.mixture_or_task_name,
-        table=prepared.table,
-        tokenizer=prepared.tokenizer,
-        feature_lengths=lengths,
+        table=collection.table,
+        tokenizer=collection.tokenizer,
+        feature_lengths=collection.lengths,
         batch_size=batch_size,
         seed=config.random_seed,
         split=split,
@@ -329,32 +330,23 @@ def _stream(
         use_cached=config.use_cached_tasks,
         shuffle=config.shuffle_train_examples if shuffle is None else shuffle,
     )
+    return config.method.batches(stream, collection)
 
 
-def _origin(config: TrainConfig, directory: Path) -> tuple[DSIConfig | None, lenders.Lender | None]:
-    """Of a run with borrowed weights: the model in MODEL_DIR if it has begun, else the lender."""
+def _origin(config: TrainConfig, directory: Path) -> tuple[T5Config | None, lenders.Lender | None]:
+    """Of a run with borrowed weights: the T5 in MODEL_DIR if it has begun, else the lender."""
     if config.initial_checkpoint_path is None:
         return None, None
     for path in sorted(directory.glob("checkpoint_*"), key=_step_of, reverse=True):
         # A checkpoint that cannot be read is named where the run is resumed.
         with contextlib.suppress(ValueError):
-            return DSIConfig.from_json(checkpoints.load_metadata(path)["model"]), None
+            return T5Config.from_json(checkpoints.load_metadata(path)["model"]["t5"]), None
     return None, lenders.open_lender(config.initial_checkpoint_path)
 
 
 def _step_of(path: Path) -> int:
     step = path.name.rpartition("_")[2]
     return int(step) if step.isdigit() else -1
-
-
-def _model(t5: T5Config, vocab_size: int, prepared: prepare_lib.Prepared) -> DSIModel:
-    return DSIModel(
-        DSIConfig(
-            t5=dataclasses.replace(t5, vocab_size=vocab_size),
-            docid_vocab_size=prepared.table.vocab_size,
-            docid_length=prepared.table.length,
-        )
-    )
 
 
 def _with_options(t5: T5Config, config: TrainConfig) -> T5Config:
@@ -365,27 +357,27 @@ def _with_options(t5: T5Config, config: TrainConfig) -> T5Config:
 
 def _least_checkpoint_bytes(t5: T5Config, config: TrainConfig) -> int:
     """Bytes of a checkpoint but for the text and the docid vocabulary, which are not known yet."""
-    model = DSIModel(
-        DSIConfig(dataclasses.replace(t5, vocab_size=1), docid_vocab_size=2, docid_length=1)
-    )
+    model = config.method.new_model(dataclasses.replace(t5, vocab_size=1), None)
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    batch = {"text": {"tokens": tokens, "mask": tokens}, "decoder": {"inputs": tokens}}
+    text = {"tokens": tokens, "mask": tokens}
+    batch = {"text": text, "document": text, "decoder": {"inputs": tokens}}
     params = nn.meta.unbox(state_lib.param_shapes(model, batch))
     moments = jax.eval_shape(config.optimizer.build(config.train_steps or 1).init, params)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, moments)))
 
 
 def _metadata(
-    config: DSIConfig, prepared: prepare_lib.Prepared, lengths: Mapping[str, int]
+    method: Method, model: nn.Module, collection: Collection, table_path: Path
 ) -> dict[str, Any]:
     """What a checkpoint says of itself, so that it can be served without gin."""
     return {
         "dsi_jax_version": dsi_jax.__version__,
-        "model": config.to_json(),
-        "tokenizer": prepared.tokenizer.spec(),
-        "tokenizer_hash": prepared.tokenizer.hash,
-        "docid_table": str(prepared.table_path.resolve()),
-        "docid_table_hash": prepared.table.hash,
-        "docid_kind": prepared.table.kind,
-        "task_feature_lengths": dict(lengths),
+        "method": method.kind,
+        "model": model.config.to_json(),
+        "tokenizer": collection.tokenizer.spec(),
+        "tokenizer_hash": collection.tokenizer.hash,
+        "docid_table": str(table_path.resolve()),
+        "docid_table_hash": collection.table.hash,
+        "docid_kind": collection.table.kind,
+        "task_feature_lengths": dict(collection.lengths),
     }

@@ -1,4 +1,4 @@
-"""Training of a differentiable search index: one plain loop.
+"""Training, of a differentiable search index or a baseline: one plain loop.
 
 The loop dispatches step t, then looks at the figures of step t - 1, so that it never waits for the
 device; the batch of step t + 1 is made while the device computes. Whatever is saved is saved before
@@ -64,7 +64,7 @@ class _Stop:
 
 
 def train(config: TrainConfig, *, config_text: str = "", dry_run: bool = False) -> int:
-    """Trains an index, or goes on where the last checkpoint in MODEL_DIR stands.
+    """Trains a model, or goes on where the last checkpoint in MODEL_DIR stands.
 
     Args:
       config: the run.

@@ -20,6 +20,8 @@ from dsi_jax.evaluator import (
     mean_and_best,
     queries_hash,
 )
+from dsi_jax.methods.base import Collection
+from dsi_jax.methods.dsi import DSI
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.retriever import Retriever
@@ -69,17 +71,17 @@ def parts():
     }
     init = jax.jit(functools.partial(model.init, deterministic=True))
     params = init(jax.random.key(0), batch)["params"]
-    shared = {"model": model, "table": table, "tokenizer": tokenizer}
-    return corpus, shared, nn.meta.unbox(params)
+    collection = Collection(table, corpus.document_texts(), tokenizer, {"inputs": LENGTH})
+    return corpus, model, collection, nn.meta.unbox(params)
 
 
 @pytest.fixture(scope="module")
 def predictor(parts):
+    _, model, collection, _ = parts
     return Predictor(
-        **parts[1],
-        feature_lengths={"inputs": LENGTH},
-        beam_size=5,
-        constraint="trie",
+        DSI().new_ranker(model, collection, beam_size=5, constraint="trie"),
+        tokenizer=collection.tokenizer,
+        feature_lengths=collection.lengths,
         batch_size=3,
     )
 
@@ -90,30 +92,30 @@ def examples(corpus) -> list[dict[str, np.ndarray]]:
 
 
 def test_predictor_ranks_as_the_retriever_whatever_the_batch(parts, predictor):
-    corpus, shared, params = parts
+    corpus, model, collection, params = parts
     rows, scores = predictor.rank(params, examples(corpus))
     assert rows.shape == scores.shape == (NUM_QUERIES, 5)
-    retriever = Retriever(**shared, params=params, input_length=LENGTH, beam_size=5)
+    retriever = Retriever(model=model, collection=collection, params=params, beam_size=5)
     ranked = retriever.search_batch(corpus.queries["test"].texts, k=5)
     assert [[hit.row for hit in hits] for hits in ranked] == rows.tolist()
     np.testing.assert_allclose([[h.score for h in hits] for hits in ranked], scores, atol=1e-5)
 
 
 def test_beams_are_no_more_than_documents_under_the_trie_alone(parts):
-    table = parts[1]["table"]
+    table = parts[2].table
     assert cap_beams(20, table, "trie") == NUM_DOCUMENTS
     assert cap_beams(5, table, "trie") == 5
     assert cap_beams(20, table, "free") == 20
 
 
 def test_figures_and_files_of_an_evaluation(parts, predictor, tmp_path):
-    corpus, shared, params = parts
+    corpus, _, collection, params = parts
     tasks = registration.register_corpus_tasks(corpus)
     target = Target(tasks.retrieval, "test")
     evaluator = Evaluator(
         [target],
-        keys=shared["table"].keys,
-        feature_lengths={"inputs": LENGTH},
+        keys=collection.table.keys,
+        feature_lengths=collection.lengths,
         output_dir=tmp_path,
     )
     figures = evaluator.evaluate(predictor, params, 10)[target.name]
@@ -131,7 +133,7 @@ def test_figures_and_files_of_an_evaluation(parts, predictor, tmp_path):
 
 
 def test_evaluation_that_is_asked_to_stop_does_so_between_batches(parts, predictor):
-    corpus, _, params = parts
+    corpus, _, _, params = parts
     answers = iter([False, True])
     with pytest.raises(Interrupted):
         predictor.rank(params, examples(corpus), lambda: next(answers))
@@ -139,7 +141,7 @@ def test_evaluation_that_is_asked_to_stop_does_so_between_batches(parts, predict
 
 
 def test_metrics_that_are_no_single_number_are_left_to_the_files(parts, predictor, tmp_path):
-    corpus, shared, params = parts
+    corpus, _, collection, params = parts
     source = seqio.TaskRegistry.get(registration.register_corpus_tasks(corpus).retrieval)
 
     def foreign(targets, predictions, aux_values):
@@ -162,8 +164,8 @@ def test_metrics_that_are_no_single_number_are_left_to_the_files(parts, predicto
     )
     evaluator = Evaluator(
         [Target("foreign", "test")],
-        keys=shared["table"].keys,
-        feature_lengths={"inputs": LENGTH},
+        keys=collection.table.keys,
+        feature_lengths=collection.lengths,
         output_dir=tmp_path,
     )
     figures = evaluator.evaluate(predictor, params, 1)["foreign_test"]

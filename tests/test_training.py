@@ -10,6 +10,7 @@ import optax
 import pytest
 from scipy import special
 
+from dsi_jax.methods.dsi import DSI
 from dsi_jax.training import assignment, losses, partitioning
 from dsi_jax.training.optimizers import Adafactor, AdamW
 from dsi_jax.training.schedules import Schedule
@@ -377,7 +378,7 @@ def test_metrics_of_a_step():
 
 @pytest.mark.parametrize("microbatches", [2, 4])
 def test_microbatches_equal_the_whole_batch(microbatches):
-    options = {"z_loss": 1e-3, "label_smoothing": 0.1}
+    options = {"loss": DSI(z_loss=1e-3, label_smoothing=0.1).train_loss}
     # Plain descent, as adaptive optimizers blow rounding of tiny gradients up.
     whole_state, whole = start(optimizer=Descent(), **options)
     parts_state, parts = start(optimizer=Descent(), microbatches=microbatches, **options)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dsi_jax.documents import FullTexts
+
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "dev", "test")
@@ -145,7 +147,7 @@ class Corpus:
 
     def document_texts(self) -> list[str]:
         """N strings, title and text joined by a space: what is indexed and embedded."""
-        return [f"{t} {x}".strip() for t, x in zip(self.titles, self.texts, strict=True)]
+        return list(FullTexts(self.titles, self.texts))
 
     def documents_with_training_query(self) -> np.ndarray:
         """bool [N]: whether a training query points to the document (*seen*).

@@ -1,7 +1,8 @@
 """Token cross entropy with z-loss and label smoothing, and the figures made from it."""
 
 import math
-from typing import NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -133,3 +134,30 @@ def cross_entropy(
             jnp.sum(docid_right_B * part_B), jnp.sum(examples_B * part_B)
         )
     return loss, metrics
+
+
+def docid_loss(
+    logits_BxLxV: jax.Array,
+    batch: Mapping[str, Any],
+    *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> tuple[jax.Array, dict[str, Mean]]:
+    """`cross_entropy` of a batch as `data.converters.collate` makes it.
+
+    Args:
+      logits_BxLxV: float [B, L, V].
+      batch: {"decoder": {"targets": int [B, L], "weights": [B, L]}, "is_indexing": [B]}; further
+        entries are ignored.
+      z_loss: coefficient of the z-loss.
+      label_smoothing: probability taken from the right token.
+    """
+    decoder = batch["decoder"]
+    return cross_entropy(
+        logits_BxLxV,
+        decoder["targets"],
+        decoder["weights"],
+        batch["is_indexing"],
+        z_loss=z_loss,
+        label_smoothing=label_smoothing,
+    )

@@ -1,4 +1,4 @@
-"""One training step: the gradient of the mean token loss, and the update."""
+"""One training step: the gradient of the mean loss, and the update."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,6 +16,8 @@ from dsi_jax.training.losses import Mean
 from dsi_jax.training.state import TrainState
 
 Metrics = dict[str, Mean]
+# (outputs of the model, batch) -> (summed loss, metrics); the loss's own Mean is `loss`.
+Loss = Callable[[Any, Any], tuple[jax.Array, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +42,7 @@ class TrainStep:
 
         Args:
           state: the state; consumed.
-          batch: tree of global arrays with `decoder` (`targets` int32 [B, L], `weights`
-            [B, L]), `is_indexing` [B] and what the model reads.
+          batch: tree of global arrays, what model and loss read.
 
         Returns:
           (state, metrics): see `make_train_step`.
@@ -64,28 +65,26 @@ def make_train_step(
     rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
     learning_rate: optax.Schedule,
     microbatches: int = 1,
-    z_loss: float = 0.0,
-    label_smoothing: float = 0.0,
+    loss: Loss = losses.docid_loss,
 ) -> TrainStep:
     """Builds the training step.
 
-    The loss is the mean over the target tokens of the global batch, however it is split. With
+    The loss is the mean over the global batch (of its target tokens), however it is split. With
     microbatches the gradient is summed over equal parts of the batch, one part's activations at a
     time: the same update as the whole batch's, but for dropout and rounding.
 
     Args:
-      model: a module called as `model(batch, deterministic=...)`, giving logits [B, L, V].
+      model: a module called as `model(batch, deterministic=...)`.
       optimizer: the transformation; it holds the learning rate.
       state_shardings: a TrainState of NamedShardings (`state.shardings_of`).
       mesh: the mesh.
       rules: logical axis rules, fitted to the model.
       learning_rate: the optimizer's schedule, only logged here.
       microbatches: number of parts; it divides the batch of each device.
-      z_loss: coefficient of the z-loss.
-      label_smoothing: probability taken from the right token.
+      loss: of the model's outputs and the batch.
 
     Returns:
-      The step. Its metrics are those of `losses.cross_entropy`, and `grad_norm` (before
+      The step. Its metrics are those of the loss, and `grad_norm` (before
       clipping), `param_norm` and `learning_rate`, each a Mean of float32 [] on the device.
 
     Raises:
@@ -95,18 +94,8 @@ def make_train_step(
         raise ValueError(f"microbatches is {microbatches}, expected at least 1")
 
     def loss_sum(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        logits_BxLxV = model.apply(
-            {"params": params}, batch, deterministic=False, rngs={"dropout": key}
-        )
-        decoder = batch["decoder"]
-        return losses.cross_entropy(
-            logits_BxLxV,
-            decoder["targets"],
-            decoder["weights"],
-            batch["is_indexing"],
-            z_loss=z_loss,
-            label_smoothing=label_smoothing,
-        )
+        outputs = model.apply({"params": params}, batch, deterministic=False, rngs={"dropout": key})
+        return loss(outputs, batch)
 
     gradient_sum = jax.grad(loss_sum, has_aux=True)
 
@@ -116,9 +105,9 @@ def make_train_step(
             grads, metrics = gradient_sum(state.params, batch, key)
         else:
             grads, metrics = _accumulate(gradient_sum, state.params, batch, key, microbatches)
-        # The sum is divided once, by the tokens of the whole batch: parts need not be equal.
-        tokens = jnp.maximum(metrics["loss"].count, 1.0)
-        grads = jax.tree.map(lambda grad: grad / tokens, grads)
+        # The sum is divided once, by the count of the whole batch: parts need not be equal.
+        count = jnp.maximum(metrics["loss"].count, 1.0)
+        grads = jax.tree.map(lambda grad: grad / count, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics |= {
             "grad_norm": _single(optax.tree.norm(grads)),
@@ -145,27 +134,23 @@ def make_eval_step(
     *,
     mesh: Mesh,
     rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
+    loss: Loss = losses.docid_loss,
 ) -> Callable[[Any, Any], Metrics]:
     """Builds the step that measures the loss of a batch and changes nothing.
 
     Args:
-      model: a module called as `model(batch, deterministic=...)`, giving logits [B, L, V].
+      model: a module called as `model(batch, deterministic=...)`.
       mesh: the mesh.
       rules: logical axis rules, fitted to the model.
+      loss: of the model's outputs and the batch.
 
     Returns:
-      `eval_step(params, batch)`, giving the metrics of `losses.cross_entropy` without dropout,
-      z-loss and label smoothing, on the device.
+      `eval_step(params, batch)`, giving the metrics of the loss without dropout, on the device.
     """
 
     @jax.jit
     def eval_step(params: Any, batch: Any) -> Metrics:
-        logits_BxLxV = model.apply({"params": params}, batch, deterministic=True)
-        decoder = batch["decoder"]
-        _, metrics = losses.cross_entropy(
-            logits_BxLxV, decoder["targets"], decoder["weights"], batch["is_indexing"]
-        )
-        return metrics
+        return loss(model.apply({"params": params}, batch, deterministic=True), batch)[1]
 
     def run(params: Any, batch: Any) -> Metrics:
         with partitioning.activate(mesh, rules):

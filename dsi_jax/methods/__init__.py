@@ -1,0 +1,1 @@
+"""Ways of retrieving, one object each: what a run trains, and how it then ranks documents."""

@@ -1,0 +1,85 @@
+"""The differentiable search index: documents are found by decoding their docids."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+from jax.sharding import Mesh
+
+from dsi_jax import checks
+from dsi_jax import searcher as searcher_lib
+from dsi_jax.docids.table import DocidTable
+from dsi_jax.methods.base import Collection, Stream
+from dsi_jax.models.dsi import DSIConfig, DSIModel
+from dsi_jax.models.t5 import T5Config
+from dsi_jax.training import losses, partitioning
+from dsi_jax.training.step import Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class DSI:
+    """See `base.Method`.
+
+    Attributes:
+      z_loss: weight of T5X's z-loss.
+      label_smoothing: probability spread over the other docid tokens.
+    """
+
+    kind: ClassVar[str] = "dsi"
+    title: ClassVar[str] = "DSI"
+    decodes: ClassVar[bool] = True
+
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    def check(self) -> None:
+        """See `base.Method`."""
+        checks.check_fractions(LABEL_SMOOTHING=self.label_smoothing)
+        if self.z_loss < 0:
+            raise ValueError(f"Z_LOSS is {self.z_loss}; expected at least 0")
+
+    def new_model(self, t5: T5Config, table: DocidTable | None) -> DSIModel:
+        """See `base.Method`."""
+        vocab_size, length = (2, 1) if table is None else (table.vocab_size, table.length)
+        return DSIModel(DSIConfig(t5, docid_vocab_size=vocab_size, docid_length=length))
+
+    def load_model(self, value: dict[str, Any]) -> DSIModel:
+        """See `base.Method`."""
+        return DSIModel(DSIConfig.from_json(value))
+
+    def batches(self, stream: Stream, collection: Collection) -> Stream:
+        """See `base.Method`: the stream has the docids already."""
+        del collection
+        return stream
+
+    def train_loss(self, outputs: jax.Array, batch: Any) -> tuple[jax.Array, Metrics]:
+        """See `base.Method`."""
+        return losses.docid_loss(
+            outputs, batch, z_loss=self.z_loss, label_smoothing=self.label_smoothing
+        )
+
+    def eval_loss(self, outputs: jax.Array, batch: Any) -> tuple[jax.Array, Metrics]:
+        """See `base.Method`: without z-loss and label smoothing."""
+        return losses.docid_loss(outputs, batch)
+
+    def new_ranker(
+        self,
+        model: DSIModel,
+        collection: Collection,
+        *,
+        beam_size: int,
+        constraint: str,
+        mesh: Mesh | None = None,
+        rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
+    ) -> searcher_lib.Searcher:
+        """See `base.Method`."""
+        return searcher_lib.Searcher(
+            model,
+            collection.table,
+            beam_size=searcher_lib.cap_beams(beam_size, collection.table, constraint),
+            constraint=constraint,
+            mesh=mesh,
+            rules=rules,
+        )
