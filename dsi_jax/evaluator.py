@@ -19,7 +19,7 @@ import seqio
 from jax.sharding import Mesh
 
 from dsi_jax import searcher as searcher_lib
-from dsi_jax.data import converters, features, metrics
+from dsi_jax.data import collate, converters, features, metrics
 from dsi_jax.data.corpora import Corpus
 from dsi_jax.methods.base import Ranker
 from dsi_jax.tokenizers import Tokenizer
@@ -143,7 +143,7 @@ class Predictor:
                 raise Interrupted
             chunk = examples[start : start + self._batch_size]
             columns = {name: np.stack([e[name] for e in chunk]) for name in chunk[0]}
-            tokens_BxS = converters.encode_inputs(
+            tokens_BxS = collate.encode_inputs(
                 columns[features.INPUTS], self._tokenizer, self._length
             )
             batch = searcher_lib.text_batch(searcher_lib.pad_rows(tokens_BxS, self._batch_size))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import seqio
 
-from dsi_jax.data import converters
+from dsi_jax.data import collate
 from dsi_jax.evaluator import HELD_OUT_SPLITS
 from dsi_jax.methods.base import Stream
 from dsi_jax.metric_writers import ScalarWriter
@@ -79,7 +79,7 @@ def held_out_tasks(mixture_or_task_name: str) -> dict[str, str]:
     }
 
 
-def _first_pass(task: str, stream: Stream, limit: int) -> list[tuple[converters.Batch, int]]:
+def _first_pass(task: str, stream: Stream, limit: int) -> list[tuple[collate.Batch, int]]:
     """At most `limit` batches, each with the number of its rows (of the global batch) that count.
 
     A stream is endless: the last batch goes on with the second pass, which must not count.
@@ -92,7 +92,7 @@ def _first_pass(task: str, stream: Stream, limit: int) -> list[tuple[converters.
     return [(next(stream), min(size, examples - start)) for start in starts]
 
 
-def _only_first(batch: converters.Batch, num_rows: int) -> converters.Batch:
+def _only_first(batch: collate.Batch, num_rows: int) -> collate.Batch:
     """The global batch with `weights` of 0, wherever it has some, for all rows but `num_rows`."""
 
     def cut(path: Any, leaf: jax.Array) -> jax.Array:

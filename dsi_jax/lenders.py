@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,13 +15,15 @@ from jax.experimental import multihost_utils
 
 from dsi_jax.convert import huggingface
 from dsi_jax.docids.table import DocidTable
-from dsi_jax.models.dsi import DSIConfig
+from dsi_jax.models.dsi import TEXT_SPACE, DSIConfig
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.tokenizers import Tokenizer
 from dsi_jax.training import assignment, checkpoints
 
 # Of a docid vocabulary of its own; what is borrowed for it depends on the table.
 _DOCID_PARAMETERS = ("docid_embedder/embedding", "decoder/logits_dense/kernel")
+# With the axis of the text tokens; a head over them exists in text space alone.
+_TOKEN_PARAMETERS = (("token_embedder/embedding", 0), ("decoder/logits_dense/kernel", 1))
 _DIGIT_KINDS = ("naive", "semantic")
 
 
@@ -87,9 +90,12 @@ class HuggingFaceLender:
         self, borrower: Borrower, params: Any, assignment_map: assignment.AssignmentMap | None
     ) -> Any:
         """See `Lender`."""
-        rows = docid_rows(borrower.table, borrower.tokenizer)
         _, text_params = huggingface.load_t5(self._directory)
-        lent = huggingface.lend(text_params, rows, _docid_parameters(params))
+        if borrower.config.docid_space == TEXT_SPACE:
+            lent = _with_new_tokens(text_params, params)
+        else:
+            rows = docid_rows(borrower.table, borrower.tokenizer)
+            lent = huggingface.lend(text_params, rows, _docid_parameters(params))
         return assignment.apply_assignment_map(params, lent, assignment_map or ())
 
 
@@ -99,7 +105,8 @@ class CheckpointLender:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._metadata = checkpoints.load_metadata(directory)
-        self.t5 = DSIConfig.from_json(self._metadata["model"]).t5
+        config = DSIConfig.from_json(self._metadata["model"])
+        self.t5, self._space = config.t5, config.docid_space
 
     def vocab_size_for(self, tokenizer: Tokenizer) -> int:
         """See `Lender`; the weights are also of use to the tokenizer they grew with only."""
@@ -116,13 +123,31 @@ class CheckpointLender:
     ) -> Any:
         """See `Lender`."""
         lent = checkpoints.load_params(self._directory)
-        if assignment_map is None:
-            paths = traverse_util.flatten_dict(lent, sep="/")
-            same = borrower.table.hash == self._metadata["docid_table_hash"]
-            assignment_map = [
-                (re.escape(path), None) for path in _DOCID_PARAMETERS if path in paths and not same
-            ]
-        return assignment.apply_assignment_map(params, lent, assignment_map)
+        own = traverse_util.flatten_dict(params, sep="/")
+        in_text = (borrower.config.docid_space == TEXT_SPACE, self._space == TEXT_SPACE)
+        same = borrower.table.hash == self._metadata["docid_table_hash"]
+        if assignment_map is None and not same and not all(in_text):
+            assignment_map = [(re.escape(path), None) for path in _DOCID_PARAMETERS if path in own]
+        if in_text[0]:
+            lent = _with_new_tokens(lent, params, paths=_TOKEN_PARAMETERS[: 1 + in_text[1]])
+        return assignment.apply_assignment_map(params, lent, assignment_map or ())
+
+
+def _with_new_tokens(
+    lent: Any, params: Any, paths: Sequence[tuple[str, int]] = _TOKEN_PARAMETERS
+) -> Any:
+    """The lender's parameters, tokens that only the borrower has taken from `params`.
+
+    In text space the borrower's vocabulary goes on where the lender's ends: sentinels, and a
+    token a document where docids are atomic.
+    """
+    flat = traverse_util.flatten_dict(lent, sep="/")
+    own = traverse_util.flatten_dict(params, sep="/")
+    for path, axis in paths:
+        if path in flat and own[path].shape[axis] > (known := flat[path].shape[axis]):
+            new = np.split(_whole(own[path]), [known], axis=axis)[1]
+            flat[path] = np.concatenate([np.asarray(flat[path]), new], axis=axis)
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _docid_parameters(params: Any) -> Any:

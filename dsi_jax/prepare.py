@@ -20,15 +20,17 @@ from jax.experimental import multihost_utils
 
 from dsi_jax import checks, tokenizers
 from dsi_jax import documents as documents_lib
-from dsi_jax.data import corpora, registration
-from dsi_jax.docids import report
+from dsi_jax.data import corpora, document_forms, registration, strategies
+from dsi_jax.docids import report, text_space
 from dsi_jax.docids.table import DocidBuilder, DocidTable
 from dsi_jax.methods.base import Collection
+from dsi_jax.models.dsi import COMPACT_SPACE, DOCID_SPACES, TEXT_SPACE
 from dsi_jax.training import checkpoints
 
 logger = logging.getLogger(__name__)
 
 BYTES = "bytes"
+TEXT_TABLE = "docids_text"  # in MODEL_DIR: the docids in text tokens
 _T5_MODEL = "spiece.model"  # what T5's directories call it
 _TOKENIZER = "tokenizer.json"  # what a run's own vocabulary is called
 _ORIGIN = ("corpus_hash", "vocabulary_size", "seed")  # what that vocabulary depends on
@@ -50,9 +52,13 @@ class Sources:
       vocabulary_size: pieces of a trained vocabulary, at most.
       mixture_or_task_name: a registered seqio mixture or task; by default the corpus's own.
       indexing_ratio: indexing examples for each retrieval example; None: as many as keep documents
-        and queries equally often seen.
+        and queries equally often seen; 0: none.
       chunk_ratio: random chunks of documents for each retrieval example, as generated queries.
-      document_form: which tokens of a document are indexed ("first").
+      document_form: what text stands for a document, one of `document_forms.FORMS`.
+      indexing_strategy: what an indexing example asks, one of `strategies.STRATEGIES`.
+      docid_space: "compact" or "text" (see `DSIConfig`); None: what the strategy needs.
+      shuffle_buffer_size: examples in a task's shuffle buffer, as in the original; None shuffles
+        fully.
       seed: seed of the vocabulary, the docids and the corpus splits.
     """
 
@@ -64,8 +70,17 @@ class Sources:
     mixture_or_task_name: str | None = None
     indexing_ratio: float | None = None
     chunk_ratio: float = 0.0
-    document_form: str = "first"
+    document_form: str = document_forms.FIRST
+    indexing_strategy: str = strategies.INPUTS2TARGETS
+    docid_space: str | None = None
+    shuffle_buffer_size: int | None = None
     seed: int = 42
+
+    @property
+    def space(self) -> str:
+        """The space of docids, decided."""
+        needs_text = strategies.Strategy(self.indexing_strategy).needs_text_space
+        return self.docid_space or (TEXT_SPACE if needs_text else COMPACT_SPACE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +91,7 @@ class Prepared:
       corpus: the corpus; None where the task is another project's.
       documents: keys, titles and texts to show; None likewise, and in a dry run.
       tokenizer: of the text.
-      table: docids of the documents.
+      table: docids of the documents, in the space asked for.
       table_path: where the table lies.
       tasks: names of the corpus's seqio tasks; None where the task is another project's.
       mixture_or_task_name: what to train on.
@@ -119,6 +134,7 @@ def prepare(
     *,
     write: bool = True,
     check: Callable[[int], None] = lambda num_documents: None,
+    text_vocab_size: Callable[[tokenizers.Tokenizer], int] | None = None,
 ) -> Prepared:
     """Reads or builds the corpus's files in `model_dir` and registers its seqio tasks.
 
@@ -127,21 +143,30 @@ def prepare(
       model_dir: MODEL_DIR.
       write: False builds what is missing in memory only.
       check: called with the number of documents before anything long begins; may raise.
+      text_vocab_size: tokens of the model's text vocabulary, for docids in text space; None
+        leaves docids in their own space.
 
     Raises:
       ValueError, FileNotFoundError: bad input, named; nothing has been written then.
       OSError: `model_dir` cannot be written.
     """
     model_dir = checks.model_directory(model_dir)
+
+    def prepared() -> Prepared:
+        found = _prepare(sources, model_dir, write, check)
+        if text_vocab_size is None or sources.space != TEXT_SPACE:
+            return found
+        return _in_text_space(found, model_dir / TEXT_TABLE, text_vocab_size, write)
+
     if jax.process_count() == 1 or not write:
-        return _prepare(sources, model_dir, write, check)
+        return prepared()
     # The lead host writes; the others then find everything there.
     if jax.process_index() == 0:
-        prepared = _prepare(sources, model_dir, write, check)
+        result = prepared()
     multihost_utils.sync_global_devices("prepared")
     if jax.process_index() != 0:
-        prepared = _prepare(sources, model_dir, write, check)
-    return prepared
+        result = prepared()
+    return result
 
 
 def _prepare(
@@ -157,6 +182,7 @@ def _prepare(
         indexing_ratio=sources.indexing_ratio,
         chunk_ratio=sources.chunk_ratio,
         document_form=sources.document_form,
+        shuffle_buffer=sources.shuffle_buffer_size,
     )
     name = sources.mixture_or_task_name or tasks.mixture
     _check_task(name)
@@ -213,8 +239,19 @@ def check_sources(sources: Sources) -> None:
       ValueError: naming it.
     """
     checks.check_fields(sources)
-    checks.check_whole_numbers(VOCABULARY_SIZE=sources.vocabulary_size)
+    checks.check_whole_numbers(
+        VOCABULARY_SIZE=sources.vocabulary_size, SHUFFLE_BUFFER_SIZE=sources.shuffle_buffer_size
+    )
     checks.check_whole_numbers(least=0, RANDOM_SEED=sources.seed)
+    document_forms.check(sources.document_form)
+    if sources.space not in DOCID_SPACES:
+        raise ValueError(f"DOCID_SPACE is {sources.space!r}; expected one of {DOCID_SPACES}")
+    strategy = strategies.Strategy(sources.indexing_strategy)
+    if strategy.needs_text_space and sources.space != TEXT_SPACE:
+        raise ValueError(
+            f"INDEXING_STRATEGY is {strategy.name!r}, which needs docids in text tokens; "
+            f"DOCID_SPACE is {sources.space!r}, expected {TEXT_SPACE!r} or None"
+        )
 
 
 def _prepare_foreign(
@@ -309,6 +346,32 @@ def _build_table(sources: Sources, path: Path, corpus: corpora.Corpus, write: bo
         return table
     table.save(path)
     return DocidTable.load(path)
+
+
+def _in_text_space(
+    prepared: Prepared,
+    path: Path,
+    vocab_size: Callable[[tokenizers.Tokenizer], int],
+    write: bool,
+) -> Prepared:
+    """The same with docids in text tokens; their table is kept in MODEL_DIR, beside the other."""
+    tokenizer, compact = prepared.tokenizer, prepared.table
+    if path.exists():
+        table = DocidTable.load(path)
+        origin = {"compact": compact.hash, "spelled_by": tokenizer.hash}
+        for name, value in origin.items():
+            if table.parameters.get(name) != value:
+                raise ValueError(
+                    f"docid table {path} was spelled with {name} {table.parameters.get(name)}; "
+                    f"this run has {value}: remove the directory or choose another MODEL_DIR"
+                )
+    else:
+        least = text_space.least_vocab_size(tokenizer)
+        table = text_space.spell(compact, tokenizer, max(least, vocab_size(tokenizer)))
+        if write:
+            table.save(path)
+            table = DocidTable.load(path)
+    return dataclasses.replace(prepared, table=table, table_path=path)
 
 
 def _given_tokenizer(vocabulary: str) -> tokenizers.Tokenizer:

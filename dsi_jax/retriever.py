@@ -195,7 +195,7 @@ def _load_table(
 ) -> DocidTable:
     """The first table among the places where it may lie that the checkpoint was trained with."""
     wanted = metadata["docid_table_hash"]
-    places = [docid_table, model_dir / "docids", metadata["docid_table"]]
+    places = [docid_table, model_dir / "docids", model_dir / "docids_text", metadata["docid_table"]]
     found = []
     for place in places:
         if place is None:

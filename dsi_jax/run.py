@@ -17,11 +17,14 @@ import dsi_jax
 from dsi_jax import autosize, checks, held_out, lenders, preflight
 from dsi_jax import prepare as prepare_lib
 from dsi_jax.data import pipeline as pipeline_lib
+from dsi_jax.data import strategies
+from dsi_jax.docids import text_space
 from dsi_jax.evaluations import Evaluations
 from dsi_jax.evaluator import Evaluation
 from dsi_jax.methods.base import Collection, Method, Stream
 from dsi_jax.methods.dsi import DSI
 from dsi_jax.models.t5 import T5Config
+from dsi_jax.tokenizers import Tokenizer
 from dsi_jax.training import checkpoints, optimizers, partitioning
 from dsi_jax.training import state as state_lib
 from dsi_jax.training import step as step_lib
@@ -229,18 +232,23 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
         needed = _least_checkpoint_bytes(t5, config)
         preflight.check_disk(directory, needed * (config.periods.keep + 1))
 
-    prepared = prepare_lib.prepare(config.sources, directory, write=write, check=check_disk)
+    def text_vocab_size(tokenizer: Tokenizer) -> int:
+        return tokenizer.vocab_size if lender is None else lender.vocab_size_for(tokenizer)
+
+    prepared = prepare_lib.prepare(
+        config.sources,
+        directory,
+        write=write,
+        check=check_disk,
+        text_vocab_size=text_vocab_size,
+    )
     size = autosize.choose(prepared.table.num_documents)
     lengths = dict(config.task_feature_lengths or size.task_feature_lengths)
     batch_size = config.batch_size or partitioning.round_batch_size(
         size.batch_size, mesh, config.microbatches
     )
     train_steps = config.train_steps or size.train_steps
-    vocab_size = prepared.tokenizer.vocab_size
-    if stored is not None:
-        vocab_size = stored.vocab_size
-    elif lender is not None:
-        vocab_size = lender.vocab_size_for(prepared.tokenizer)
+    vocab_size = stored.vocab_size if stored else text_vocab_size(prepared.tokenizer)
     t5 = dataclasses.replace(_with_options(given or size.model, config), vocab_size=vocab_size)
     model = config.method.new_model(t5, prepared.table)
 
@@ -329,6 +337,11 @@ def _stream(
         data_shards=partitioning.num_batch_shards(mesh),
         use_cached=config.use_cached_tasks,
         shuffle=config.shuffle_train_examples if shuffle is None else shuffle,
+        strategy=strategies.Strategy(
+            config.sources.indexing_strategy,
+            seed=config.random_seed,
+            first_sentinel=text_space.first_sentinel(prepared.tokenizer),
+        ),
     )
     return config.method.batches(stream, collection)
 

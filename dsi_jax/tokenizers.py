@@ -134,6 +134,20 @@ class SentencePieceTokenizer:
         return self._processor.get_piece_size()
 
     @property
+    def first_sentinel(self) -> int:
+        """The id of <extra_id_99>, or of the first of fewer: where T5 has or would have it."""
+        pieces = self._pieces()
+        for name in ("▁<extra_id_99>", "<extra_id_99>"):  # a model that has them itself
+            if name in pieces:
+                return pieces.index(name)
+        return self.vocab_size - self.extra_ids
+
+    @property
+    def unknown_id(self) -> int:
+        """The id of what the vocabulary cannot spell."""
+        return self._processor.unk_id()
+
+    @property
     def hash(self) -> str:
         """See `Tokenizer`."""
         return _digest({name: value for name, value in self.spec().items() if name != "model"})

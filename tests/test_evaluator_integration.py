@@ -9,7 +9,15 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from dsi_jax.data import converters, corpora, features, metrics, preprocessors, registration
+from dsi_jax.data import (
+    collate,
+    converters,
+    corpora,
+    features,
+    metrics,
+    preprocessors,
+    registration,
+)
 from dsi_jax.docids.naive import NaiveString
 from dsi_jax.tokenizers import ByteTokenizer
 
@@ -47,12 +55,12 @@ class NumberSearch:
 
     def __init__(self, corpus: corpora.Corpus):
         self.table = NaiveString().build(corpus.keys, corpus.hash)
-        self.batches: list[converters.Batch] = []
+        self.batches: list[collate.Batch] = []
 
     def __call__(self, dataset: tf.data.Dataset):
         answers = []
         for indices, examples in tfds.as_numpy(dataset.batch(5)):
-            batch = converters.collate(examples, self.table, ByteTokenizer(), LENGTHS)
+            batch = collate.Collator(self.table, ByteTokenizer(), LENGTHS).batch(examples)
             self.batches.append(batch)
             for index, tokens in zip(indices, batch["text"]["tokens"], strict=True):
                 text = bytes(t - 3 for t in tokens if t >= 3).decode()

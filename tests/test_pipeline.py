@@ -8,7 +8,7 @@ import seqio
 import tensorflow as tf
 
 from dsi_jax.data import (
-    converters,
+    collate,
     corpora,
     features,
     pipeline,
@@ -16,6 +16,8 @@ from dsi_jax.data import (
     registration,
     sources,
 )
+from dsi_jax.data.strategies import Strategy
+from dsi_jax.docids import text_space
 from dsi_jax.docids.atomic import Atomic
 from dsi_jax.docids.naive import NaiveString
 from dsi_jax.tasks import demo  # here, so that what it registers outlives each test
@@ -55,7 +57,7 @@ def make_pipeline(name, corpus=None, batch_size=8, seed=1, builder=None, **kwarg
     return pipeline.TrainPipeline(name, table, ByteTokenizer(), LENGTHS, batch_size, seed, **kwargs)
 
 
-def take(stream, count: int) -> list[converters.Batch]:
+def take(stream, count: int) -> list[collate.Batch]:
     return [next(stream) for _ in range(count)]
 
 
@@ -250,10 +252,10 @@ def test_registering_again_changes_nothing_and_other_content_is_refused():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"indexing_ratio": 0.0}, "indexing_ratio is 0.0"),
+        ({"indexing_ratio": -0.5}, "indexing_ratio is -0.5"),
         ({"indexing_ratio": float("nan")}, "indexing_ratio is nan"),
         ({"chunk_ratio": -1.0}, "chunk_ratio is -1.0"),
-        ({"document_form": "last"}, "document_form is 'last'"),
+        ({"document_form": "last"}, "DOCUMENT_FORM is 'last'"),
     ],
 )
 def test_bad_registration_is_refused(kwargs, message):
@@ -498,7 +500,7 @@ def test_foreign_and_own_tasks_mix_at_their_rates():
 
 def test_foreign_row_outside_the_table_is_an_error():
     add_foreign_text_task(count=80)
-    with pytest.raises(ValueError, match="but the docid table has 50 documents"):
+    with pytest.raises(ValueError, match="row 53 is outside the docid table of 50 documents"):
         take(make_pipeline("foreign", batch_size=80), 1)
 
 
@@ -534,3 +536,92 @@ def test_foreign_tokens_are_padded_and_cut():
     expected = ByteTokenizer().encode_batch(["short", "long" + "er" * 40], LENGTHS["inputs"])
     np.testing.assert_array_equal(of_row[3], expected[0])
     np.testing.assert_array_equal(of_row[4], expected[1])
+
+
+# ------------------------------------------- forms, strategies, shuffle buffer
+
+
+def indexed_texts(tasks: registration.CorpusTasks, seed: int = 0, **kwargs) -> dict[int, str]:
+    """Row -> the text that one pass over the indexing task shows of it."""
+    dataset = seqio.get_mixture_or_task(tasks.indexing).get_dataset(
+        sequence_length=kwargs.get("lengths"), split="train", shuffle=False, seed=seed
+    )
+    return {
+        int(e["targets"][0]): e["inputs"][0].decode() for e in dataset.as_numpy_iterator()
+    }  # fmt: skip
+
+
+def test_the_set_form_holds_each_term_once_without_stop_words():
+    texts = ["The red fox and the RED hen, a fox!", "of the and"]
+    corpus = corpora.Corpus("forms", ["a", "b"], ["", ""], texts, {})
+    tasks = registration.register_corpus_tasks(corpus, document_form="set")
+    assert indexed_texts(tasks) == {0: "red fox hen", 1: "of the and"}
+
+
+def test_the_inverted_form_shows_another_chunk_each_pass():
+    corpus = make_corpus()
+    tasks = registration.register_corpus_tasks(corpus, document_form="inverted")
+    passes = [indexed_texts(tasks, seed, lengths={"inputs": 6}) for seed in range(20)]
+    for shown in passes:
+        for row, text in shown.items():
+            assert len(text.split()) == 6
+            assert f" {text} " in f" {corpus.document_texts()[row]} "
+    firsts = {shown[3].split()[0] for shown in passes}
+    assert len(firsts) > 8
+    read_whole = indexed_texts(tasks, lengths={"inputs": 64})
+    assert read_whole[3] == corpus.document_texts()[3]
+
+
+def test_indexing_ratio_zero_indexes_nothing():
+    tasks = registration.register_corpus_tasks(make_corpus(), indexing_ratio=0)
+    stream = make_pipeline(tasks.mixture)
+    assert not any(batch["is_indexing"].any() for batch in take(stream, 10))
+
+
+def test_a_shuffle_buffer_keeps_examples_near_their_place():
+    columns = {"x": np.arange(1000)[:, None]}
+    source = sources.InMemorySource({"train": columns}, "s", "c", "f", shuffle_buffer=10)
+    order = np.array(order_of(source.get_dataset(seed=4)))
+    np.testing.assert_array_equal(np.sort(order), np.arange(1000))
+    assert (order != np.arange(1000)).any()
+    assert (order <= np.arange(1000) + 9).all()  # nothing comes before it entered the buffer
+
+
+def test_with_a_buffer_documents_without_training_query_come_last():
+    corpus = make_corpus()
+    tasks = registration.register_corpus_tasks(corpus, shuffle_buffer=5)
+    rows = list(indexed_texts(tasks))
+    seen = corpus.documents_with_training_query()[rows]
+    assert seen[:25].all() and not seen[25:].any()
+
+
+@pytest.mark.parametrize("strategy", ["bidirectional", "span_corruption"])
+def test_buffered_streams_of_random_strategies_resume_exactly(strategy):
+    corpus = make_corpus()
+    tasks = registration.register_corpus_tasks(corpus, document_form="inverted", shuffle_buffer=7)
+    table = text_space.spell(NaiveString().build(corpus.keys, corpus.hash), ByteTokenizer())
+
+    def stream(**kwargs):
+        return pipeline.TrainPipeline(
+            tasks.mixture, table, ByteTokenizer(), LENGTHS, 8, 1,
+            strategy=Strategy(strategy, seed=1, first_sentinel=259), **kwargs,
+        )  # fmt: skip
+
+    uninterrupted = stream()
+    for _ in range(5):
+        next(uninterrupted)
+    state = uninterrupted.state()
+    expected = take(uninterrupted, 12)
+    resumed = stream()
+    resumed.restore(state)
+    assert_batches_equal(take(resumed, 12), expected)
+    assert expected[0]["decoder"]["targets"].shape == (8, LENGTHS["inputs"])
+    shapes = tf.nest.map_structure(lambda s: (s.shape, s.dtype), uninterrupted.batch_shapes())
+    found = tf.nest.map_structure(lambda a: (a.shape, a.dtype), expected[0])
+    assert shapes == found
+    halves = [stream(process_index=i, process_count=2) for i in range(2)]
+    whole = take(stream(), 3)
+    for batch in whole:
+        parts = [next(half) for half in halves]
+        joined = tf.nest.map_structure(lambda *p: np.concatenate(p), *parts)
+        assert_batches_equal([batch], [joined])

@@ -1,24 +1,18 @@
-"""From examples of tasks to batches of the model: where rows become docids.
+"""From examples of tasks to flat examples, for `seqio.Evaluator` and for the pipeline.
 
-`DSIFeatureConverter` hands flat examples to `seqio.Evaluator` and to the pipeline;
-`collate` makes a batch of them in NumPy, with the tokenizer and the docid table.
+`dsi_jax.data.collate` makes batches of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 import seqio
 import tensorflow as tf
 
 from dsi_jax.data import features
-from dsi_jax.docids.table import DocidTable
-from dsi_jax.tokenizers import Tokenizer
 
 ROW = "row"
-Batch = dict[str, Any]
 
 _Spec = seqio.FeatureConverter.FeatureSpec
 
@@ -97,63 +91,3 @@ def is_tokenized(provider: seqio.Task | seqio.Mixture) -> bool:
             f"'{provider.name}' has inputs of type {dtype}; expected string (text) or int32 (ids)"
         )
     return dtype == tf.int32
-
-
-def collate(
-    examples: Mapping[str, np.ndarray],
-    table: DocidTable,
-    tokenizer: Tokenizer,
-    lengths: Mapping[str, int],
-) -> Batch:
-    """Makes a batch of the model from a batch of flat examples.
-
-    Args:
-      examples: `inputs`: object [B, 1] of UTF-8 bytes, or int32 [B, S'] token ids;
-        `row`: int32 [B, 1]; `is_indexing`: int32 [B, 1].
-      table: rows -> docids.
-      tokenizer: used where `inputs` is text.
-      lengths: `lengths["inputs"]` is S, the number of source tokens kept.
-
-    Returns:
-      {"text": {"tokens": int32 [B, S], "mask": bool [B, S]},
-       "decoder": {"inputs": int32 [B, L], "targets": int32 [B, L], "weights": float32
-       [B, L]}, "row": int32 [B], "is_indexing": int32 [B]}.
-
-    Raises:
-      ValueError: if a row is not in the table.
-    """
-    rows_B = np.asarray(examples[ROW], np.int32).reshape(-1)
-    outside = rows_B[(rows_B < 0) | (rows_B >= table.num_documents)]
-    if outside.size:
-        raise ValueError(
-            f"a task targets row {outside[0]}, but the docid table has "
-            f"{table.num_documents} documents"
-        )
-    tokens_BxS = encode_inputs(examples[features.INPUTS], tokenizer, lengths[features.INPUTS])
-    targets_BxL = table.docids(rows_B)
-    return {
-        "text": {"tokens": tokens_BxS, "mask": tokens_BxS != 0},
-        "decoder": {
-            "inputs": np.pad(targets_BxL, [(0, 0), (1, 0)])[:, :-1],
-            "targets": targets_BxL,
-            "weights": (targets_BxL != 0).astype(np.float32),
-        },
-        "row": rows_B,
-        "is_indexing": np.asarray(examples[features.IS_INDEXING], np.int32).reshape(-1),
-    }
-
-
-def encode_inputs(inputs: np.ndarray, tokenizer: Tokenizer, length: int) -> np.ndarray:
-    """Token ids int32 [B, S] of the `inputs` of a batch of examples.
-
-    Args:
-      inputs: object [B, 1] of UTF-8 bytes, or int32 [B, S'] token ids.
-      tokenizer: used where `inputs` is text.
-      length: S, the number of tokens kept.
-    """
-    inputs = np.asarray(inputs)
-    if not np.issubdtype(inputs.dtype, np.integer):
-        return tokenizer.encode_batch(inputs[:, 0].tolist(), length)
-    tokens_BxS = np.zeros([len(inputs), length], np.int32)
-    tokens_BxS[:, : inputs.shape[1]] = inputs[:, :length]
-    return tokens_BxS

@@ -15,13 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import seqio
 import tensorflow as tf
 
-from dsi_jax.data import converters, features
+from dsi_jax.data import collate, converters, features
 from dsi_jax.data.sources import InMemorySource
+from dsi_jax.data.strategies import DEFAULT_STRATEGY, Strategy
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.tokenizers import Tokenizer
 
@@ -53,6 +52,7 @@ class TrainPipeline:
         data_shards: int = 1,
         use_cached: bool = False,
         shuffle: bool = True,
+        strategy: Strategy = DEFAULT_STRATEGY,
     ) -> None:
         """Builds the stream; reads no example yet.
 
@@ -69,15 +69,13 @@ class TrainPipeline:
           data_shards: shards of the batch over devices; modalities get multiples of it.
           use_cached: read the tasks from seqio's offline cache.
           shuffle: False keeps each task in its own order.
+          strategy: what indexing examples ask of the model.
 
         Raises:
           ValueError: if the batch does not divide, no task has the split, a task belongs
             to another corpus than the table, or a modality would get no example.
         """
-        if feature_lengths.get(features.INPUTS, 0) < 1:
-            raise ValueError(
-                f"feature_lengths is {dict(feature_lengths)}; expected a positive 'inputs'"
-            )
+        self._collator = collate.Collator(table, tokenizer, feature_lengths, strategy)
         for name, parts in (("hosts", process_count), ("data shards", data_shards)):
             if parts < 1 or batch_size < 1 or batch_size % parts:
                 raise ValueError(f"a batch of {batch_size} does not divide over {parts} {name}")
@@ -86,9 +84,6 @@ class TrainPipeline:
         self.batch_size = batch_size
         self.split = split
         self.step = 0
-        self._table = table
-        self._tokenizer = tokenizer
-        self._lengths = dict(feature_lengths)
         self._process = (process_index, process_count)
 
         provider = seqio.get_mixture_or_task(mixture_or_task_name)
@@ -110,10 +105,11 @@ class TrainPipeline:
             "seed": seed,
             "shuffle": shuffle,
             "use_cached": use_cached,
+            "strategy": strategy.name,
         }
         self._datasets = {
             modality: _dataset(
-                mixture, self._lengths, self._sizes[modality], split, seed, use_cached, shuffle
+                mixture, feature_lengths, self._sizes[modality], split, seed, use_cached, shuffle
             )
             for modality, mixture in mixtures.items()
         }
@@ -122,31 +118,21 @@ class TrainPipeline:
     def __iter__(self) -> TrainPipeline:
         return self
 
-    def __next__(self) -> converters.Batch:
-        """This host's slice of the next global batch; see `converters.collate`."""
+    def __next__(self) -> collate.Batch:
+        """This host's slice of the next global batch; see `collate.Collator.batch`."""
         index, count = self._process
         part = self._sizes[TEXT] // count
+        first = index * part
         elements = next(self._iterators[TEXT])
         # Sliced as tensors: what other hosts keep is never copied out of TensorFlow.
-        mine = {k: v[index * part : (index + 1) * part].numpy() for k, v in elements.items()}
+        mine = {k: v[first : first + part].numpy() for k, v in elements.items()}
+        batch = self._collator.batch(mine, step=self.step, first=first)
         self.step += 1
-        return converters.collate(mine, self._table, self._tokenizer, self._lengths)
+        return batch
 
-    def batch_shapes(self) -> converters.Batch:
+    def batch_shapes(self) -> collate.Batch:
         """ShapeDtypeStructs of the global batch."""
-        batch, length = self.batch_size, self._lengths[features.INPUTS]
-        text = {"tokens": _shape(np.int32, batch, length), "mask": _shape(np.bool_, batch, length)}
-        docid = (batch, self._table.length)
-        return {
-            "text": text,
-            "decoder": {
-                "inputs": _shape(np.int32, *docid),
-                "targets": _shape(np.int32, *docid),
-                "weights": _shape(np.float32, *docid),
-            },
-            "row": _shape(np.int32, batch),
-            "is_indexing": _shape(np.int32, batch),
-        }
+        return self._collator.shapes(self.batch_size)
 
     def lines(self) -> tuple[str, ...]:
         """Asked and effective rates, for a person to read."""
@@ -211,10 +197,6 @@ class TrainPipeline:
                 checkpoint.read(f"{directory}/{modality}").assert_consumed()
         self._iterators = iterators
         self.step = header["step"]
-
-
-def _shape(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def stream_sizes(rates: Mapping[str, float], batch_size: int, data_shards: int) -> dict[str, int]:
@@ -333,8 +315,15 @@ def _dataset(
     options.deterministic = True
     # Saves positions instead of buffered elements: a constant, reproducible state.
     # TensorFlow cannot do so for its own shuffle, which other sources rely on.
-    options.experimental_symbolic_checkpoint = all(
-        isinstance(task.source, InMemorySource) and task.shuffle_buffer_size is None
-        for task in mixture.tasks
-    )
+    options.experimental_symbolic_checkpoint = all(map(_has_positions, mixture.tasks))
     return dataset.with_options(options)
+
+
+def _has_positions(task: seqio.Task) -> bool:
+    """Whether a position says all of where an iterator of the task stands."""
+    source = task.source
+    return (
+        isinstance(source, InMemorySource)
+        and source.shuffle_buffer is None
+        and task.shuffle_buffer_size is None
+    )

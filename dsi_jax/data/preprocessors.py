@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import seqio
 import tensorflow as tf
 
 from dsi_jax.data import corpora, features
 
-DOCUMENT = "document"
+# Fields of whole documents, of which a part becomes `inputs`, another one in each pass.
+DOCUMENT = "document"  # a few words, as a query would have
+WHOLE = "whole_document"  # a chunk as long as the model reads
+_READ_LENGTH = 32  # where a task is read without lengths, as evaluations of text tasks are
 
 
 def examples(
@@ -40,19 +45,34 @@ def examples(
     return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def chunk_documents(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Makes a query of each `document`: a random run of its words, new each pass.
+def chunk_documents(
+    dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None = None
+) -> tf.data.Dataset:
+    """Takes a random run of the words of a `document` or a `whole_document`, new each pass.
 
-    Datasets without a field `document` (the evaluation splits) pass unchanged. Give
-    the pipeline a seed: seqio then seeds the chunks too.
+    Of a `document` it is as long as a query (`corpora.CHUNK_WORDS`); of a `whole_document`, as
+    many words as the model reads tokens. Datasets without such a field pass unchanged. Give the
+    pipeline a seed: seqio then seeds the chunks too.
+
+    Args:
+      dataset: elements with the field as string [1].
+      sequence_length: `inputs` is S, the tokens that the model reads.
     """
-    if DOCUMENT not in dataset.element_spec:
-        return dataset
-    shortest, longest = corpora.CHUNK_WORDS
+    if DOCUMENT in dataset.element_spec:
+        return _chunk(dataset, DOCUMENT, corpora.CHUNK_WORDS)
+    if WHOLE in dataset.element_spec:
+        read = (sequence_length or {}).get(features.INPUTS, _READ_LENGTH)
+        return _chunk(dataset, WHOLE, (read, read))
+    return dataset
+
+
+def _chunk(dataset: tf.data.Dataset, field: str, num_words: tuple[int, int]) -> tf.data.Dataset:
+    """Replaces `field` by `inputs`: between `num_words` of its words, fewer if it has no more."""
+    shortest, longest = num_words
 
     @seqio.map_over_dataset(num_seeds=1)
     def chunk(element: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        words = tf.strings.split(element.pop(DOCUMENT)[0])
+        words = tf.strings.split(element.pop(field)[0])
         count = tf.size(words)
         draws = tf.random.stateless_uniform([2], seed)
         length = shortest + tf.cast(draws[0] * (longest - shortest + 1), tf.int32)

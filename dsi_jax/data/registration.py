@@ -9,11 +9,9 @@ import re
 import numpy as np
 import seqio
 
-from dsi_jax.data import features, metrics, preprocessors
+from dsi_jax.data import document_forms, features, metrics, preprocessors
 from dsi_jax.data.corpora import Corpus, QuerySet
 from dsi_jax.data.sources import Column, InMemorySource
-
-DOCUMENT_FORMS = ("first",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +19,8 @@ class CorpusTasks:
     """Names of what `register_corpus_tasks` registered.
 
     Attributes:
-      indexing: task document -> row; its only split is "train".
+      indexing: task document -> row; its only split is "train". The mixture has it unless the
+        indexing ratio is 0.
       chunks: task random chunk of a document -> row, new each pass; "train" only; None
         where the mixture has none.
       retrieval: task query -> row; "train" and the evaluation splits.
@@ -43,7 +42,8 @@ def register_corpus_tasks(
     name: str | None = None,
     indexing_ratio: float | None = None,
     chunk_ratio: float = 0.0,
-    document_form: str = "first",
+    document_form: str = document_forms.FIRST,
+    shuffle_buffer: int | None = None,
 ) -> CorpusTasks:
     """Registers `<name>_indexing`, `_chunks`, `_retrieval` and their mixture `<name>_dsi`.
 
@@ -55,12 +55,14 @@ def register_corpus_tasks(
       corpus: the documents and queries.
       name: prefix of the registered names; None takes the corpus's name.
       indexing_ratio: indexing examples for each retrieval example, a true sampling
-        ratio (r of Tay et al. 2022, arXiv:2202.06991, section 3.3); None mixes both
-        in proportion to their sizes.
+        ratio (r of Tay et al. 2022, arXiv:2202.06991, section 3.3); 0 indexes nothing;
+        None mixes both in proportion to their sizes.
       chunk_ratio: random chunks of documents for each retrieval example, in the role of
         generated queries: a few words of a document that stand for it. 0: none.
-      document_form: what stands for a document. "first" is title and text, of which
-        the converter keeps the first tokens.
+      document_form: what stands for a document, one of `document_forms.FORMS`.
+      shuffle_buffer: examples in a task's shuffle buffer; None shuffles fully. With a buffer,
+        documents that have no training query come last, as in the original, whose forgetting
+        this brings back (Tay et al. 2022, appendix).
 
     Returns:
       the registered names.
@@ -71,23 +73,27 @@ def register_corpus_tasks(
     if not (isinstance(chunk_ratio, int | float) and chunk_ratio >= 0):
         raise ValueError(f"chunk_ratio is {chunk_ratio!r}; expected a number of at least 0")
     if indexing_ratio is not None and not (
-        isinstance(indexing_ratio, int | float) and indexing_ratio > 0
+        isinstance(indexing_ratio, int | float) and indexing_ratio >= 0
     ):
-        raise ValueError(f"indexing_ratio is {indexing_ratio!r}; expected a number above 0 or None")
-    if document_form not in DOCUMENT_FORMS:
-        raise ValueError(f"document_form is '{document_form}'; expected one of {DOCUMENT_FORMS}")
+        raise ValueError(
+            f"indexing_ratio is {indexing_ratio!r}; expected a number of at least 0 or None"
+        )
+    document_forms.check(document_form)
     prefix = _prefix(corpus, name)
     documents = _strings(corpus.document_texts())
+    rows = np.arange(len(corpus), dtype=np.int32)
+    if shuffle_buffer is not None:
+        rows = np.argsort(~corpus.documents_with_training_query(), kind="stable").astype(np.int32)
     columns = {
-        f"{prefix}_indexing": {"train": _indexing_columns(documents)},
+        f"{prefix}_indexing": {"train": _indexing_columns(corpus, rows, document_form)},
         f"{prefix}_retrieval": _retrieval_columns(corpus, documents),
     }
     if chunk_ratio:
         chunks = _chunk_columns(documents, is_indexing=True)
         columns[f"{prefix}_chunks"] = {"train": chunks}
-    fingerprint = _fingerprint(corpus, document_form)
+    fingerprint = _fingerprint(corpus, document_form, shuffle_buffer)
     for task, splits in columns.items():
-        _add_task(task, splits, fingerprint, corpus.hash)
+        _add_task(task, splits, fingerprint, corpus.hash, shuffle_buffer)
 
     tasks = CorpusTasks(
         indexing=f"{prefix}_indexing",
@@ -102,19 +108,16 @@ def register_corpus_tasks(
         for task in (tasks.indexing, tasks.retrieval)
     }
     ratio = sizes[tasks.indexing] / sizes[tasks.retrieval]
-    rates = {
-        tasks.indexing: float(ratio if indexing_ratio is None else indexing_ratio),
-        tasks.retrieval: 1.0,
-    }
+    rates = {tasks.retrieval: 1.0}
+    if indexing_ratio != 0:
+        rates = {tasks.indexing: float(indexing_ratio or ratio)} | rates
     if tasks.chunks is not None:
         rates[tasks.chunks] = float(chunk_ratio)
     _add_mixture(tasks.mixture, rates)
     return tasks
 
 
-def register_retrieval_task(
-    corpus: Corpus, name: str | None = None, document_form: str = "first"
-) -> str:
+def register_retrieval_task(corpus: Corpus, name: str | None = None) -> str:
     """Registers the task `<name>_retrieval` alone: to evaluate, not to train.
 
     Returns:
@@ -125,7 +128,7 @@ def register_retrieval_task(
     """
     task = f"{_prefix(corpus, name)}_retrieval"
     columns = _retrieval_columns(corpus, _strings(corpus.document_texts()))
-    _add_task(task, columns, _fingerprint(corpus, document_form), corpus.hash)
+    _add_task(task, columns, _fingerprint(corpus), corpus.hash)
     return task
 
 
@@ -133,11 +136,13 @@ def _prefix(corpus: Corpus, name: str | None) -> str:
     return re.sub(r"[^\w.:#]", "_", corpus.name if name is None else name)
 
 
-def _indexing_columns(documents: np.ndarray) -> dict[str, Column]:
+def _indexing_columns(corpus: Corpus, rows: np.ndarray, document_form: str) -> dict[str, Column]:
+    texts = corpus.document_texts()
+    inputs, texts = document_forms.field(document_form, [texts[row] for row in rows])
     return {
-        features.INPUTS: documents,
-        features.TARGETS: np.arange(len(documents), dtype=np.int32)[:, None],
-        features.IS_INDEXING: np.ones([len(documents), 1], np.int32),
+        inputs: _strings(texts),
+        features.TARGETS: rows[:, None],
+        features.IS_INDEXING: np.ones([len(rows), 1], np.int32),
     }
 
 
@@ -192,8 +197,8 @@ def _strings(texts: list[str]) -> np.ndarray:
     return np.array(encoded, dtype=object)[:, None]
 
 
-def _fingerprint(corpus: Corpus, document_form: str) -> str:
-    digest = hashlib.sha256(f"{corpus.hash} {document_form}".encode())
+def _fingerprint(corpus: Corpus, *options: object) -> str:
+    digest = hashlib.sha256(f"{corpus.hash} {options}".encode())
     for split, queries in sorted(corpus.queries.items()):
         digest.update(split.encode())
         queries.update_hash(digest)
@@ -201,7 +206,11 @@ def _fingerprint(corpus: Corpus, document_form: str) -> str:
 
 
 def _add_task(
-    name: str, columns: dict[str, dict[str, Column]], fingerprint: str, corpus_hash: str
+    name: str,
+    columns: dict[str, dict[str, Column]],
+    fingerprint: str,
+    corpus_hash: str,
+    shuffle_buffer: int | None = None,
 ) -> None:
     if name in seqio.TaskRegistry.names():
         source = seqio.TaskRegistry.get(name).source
@@ -213,7 +222,7 @@ def _add_task(
         return
     seqio.TaskRegistry.add(
         name,
-        source=InMemorySource(columns, name, corpus_hash, fingerprint),
+        source=InMemorySource(columns, name, corpus_hash, fingerprint, shuffle_buffer),
         preprocessors=[preprocessors.chunk_documents],
         output_features=features.output_features(),
         postprocess_fn=metrics.postprocess,

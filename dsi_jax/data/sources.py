@@ -16,9 +16,9 @@ class InMemorySource(seqio.DataSource):
     """Columns held in memory, shuffled fully with a state of constant size.
 
     Each pass over a shuffled dataset is a permutation of all examples, and each pass
-    draws its own. The order of a pass is computed from one random number, so the state
-    of an iterator is that number and a position, not a buffer; an iterator holds 8 bytes
-    an example while it runs. Two things to heed:
+    draws its own (unless a shuffle buffer is asked for). The order of a pass is computed from
+    one random number, so the state of an iterator is that number and a position, not a buffer;
+    an iterator holds 8 bytes an example while it runs. Two things to heed:
       * `Dataset.cache` would freeze the first pass: give `try_in_mem_cache=False`;
       * examples are already shuffled: tasks set `shuffle_buffer_size=None`.
     """
@@ -29,6 +29,7 @@ class InMemorySource(seqio.DataSource):
         name: str,
         corpus_hash: str,
         fingerprint: str,
+        shuffle_buffer: int | None = None,
     ) -> None:
         """Keeps `columns`.
 
@@ -38,6 +39,8 @@ class InMemorySource(seqio.DataSource):
           name: distinguishes sources, so that two of one size differ in their order.
           corpus_hash: hash of the corpus that the rows refer to.
           fingerprint: hash of all that `columns` was made from.
+          shuffle_buffer: draw each example from a buffer of so many, as tf.data does, in place
+            of a full permutation; an iterator's state then holds the buffer's indices.
         """
         sizes = {split: len(next(iter(features.values()))) for split, features in columns.items()}
         super().__init__(
@@ -45,6 +48,7 @@ class InMemorySource(seqio.DataSource):
         )
         self.corpus_hash = corpus_hash
         self.fingerprint = fingerprint
+        self.shuffle_buffer = shuffle_buffer
         self._columns = columns
         self._name = name
 
@@ -63,7 +67,7 @@ class InMemorySource(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **_unused: object,
     ) -> tf.data.Dataset:
-        """The examples of `split`, in order or in a new permutation each pass.
+        """The examples of `split`, in order or shuffled anew each pass.
 
         Raises:
           ValueError: if they are to be shuffled without a seed, or sharded.
@@ -77,8 +81,12 @@ class InMemorySource(seqio.DataSource):
             raise ValueError(
                 f"source '{self._name}' cannot be shuffled with seed None: hosts would disagree"
             )
-        else:
+        elif self.shuffle_buffer is None:
             indices = _permutations(size, _salted_seed(seed, self._name, split))
+        else:
+            indices = tf.data.Dataset.range(size).shuffle(
+                self.shuffle_buffer, seed=_salted_seed(seed, self._name, split)
+            )
         tensors = {name: _tensor(values) for name, values in self._columns[split].items()}
         return indices.map(lambda index: {name: t[index] for name, t in tensors.items()})
 

@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 
 from dsi_jax import checks
 from dsi_jax import searcher as searcher_lib
+from dsi_jax.docids import text_space
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.methods.base import Collection, Stream
-from dsi_jax.models.dsi import DSIConfig, DSIModel
+from dsi_jax.models.dsi import COMPACT_SPACE, TEXT_SPACE, DSIConfig, DSIModel
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.training import losses, partitioning
 from dsi_jax.training.step import Metrics
@@ -43,7 +44,13 @@ class DSI:
     def new_model(self, t5: T5Config, table: DocidTable | None) -> DSIModel:
         """See `base.Method`."""
         vocab_size, length = (2, 1) if table is None else (table.vocab_size, table.length)
-        return DSIModel(DSIConfig(t5, docid_vocab_size=vocab_size, docid_length=length))
+        space = COMPACT_SPACE
+        if table is not None and text_space.is_spelled(table):
+            # Behind the text's tokens come sentinels and, where docids are atomic, documents.
+            t5, space = dataclasses.replace(t5, vocab_size=vocab_size), TEXT_SPACE
+        return DSIModel(
+            DSIConfig(t5, docid_vocab_size=vocab_size, docid_length=length, docid_space=space)
+        )
 
     def load_model(self, value: dict[str, Any]) -> DSIModel:
         """See `base.Method`."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from dsi_jax.models import layers, t5
 
-DOCID_SPACES = ("compact", "text")
+COMPACT_SPACE, TEXT_SPACE = DOCID_SPACES = ("compact", "text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class DSIConfig:
     t5: t5.T5Config
     docid_vocab_size: int
     docid_length: int
-    docid_space: str = "compact"
+    docid_space: str = COMPACT_SPACE
 
     def __post_init__(self) -> None:
         if self.docid_space not in DOCID_SPACES:
@@ -47,7 +47,7 @@ class DSIConfig:
                 f"DSIConfig.docid_vocab_size is {self.docid_vocab_size!r} and docid_length is "
                 f"{self.docid_length!r}; expected positive integers"
             )
-        if self.docid_space == "text" and self.docid_vocab_size != self.t5.vocab_size:
+        if self.docid_space == TEXT_SPACE and self.docid_vocab_size != self.t5.vocab_size:
             raise ValueError(
                 f"DSIConfig.docid_vocab_size is {self.docid_vocab_size}; in text space expected "
                 f"T5's vocabulary size {self.t5.vocab_size}"
@@ -87,7 +87,7 @@ class DSIModel(nn.Module):
         config = self.config
         width, dtype = config.t5.emb_dim, config.t5.dtype
         self.token_embedder = layers.Embedder(config.t5.vocab_size, width, dtype)
-        if config.docid_space == "compact":
+        if config.docid_space == COMPACT_SPACE:
             self.docid_embedder = layers.Embedder(config.docid_vocab_size, width, dtype)
         self.encoder = t5.Encoder(config.t5)
         self.decoder = t5.Decoder(config.t5, config.docid_vocab_size)
@@ -189,7 +189,7 @@ class DSIModel(nn.Module):
 
     @property
     def _output_embedder(self) -> layers.Embedder:
-        compact = self.config.docid_space == "compact"
+        compact = self.config.docid_space == COMPACT_SPACE
         return self.docid_embedder if compact else self.token_embedder
 
     def _head(self, hidden: jax.Array) -> jax.Array:
