@@ -88,6 +88,20 @@ def test_finetuning_starts_from_the_lenders_weights(corpus, lender, tmp_path):
     )
 
 
+def test_text_space_borrows_every_token_and_adds_its_own(corpus, lender, tmp_path):
+    options = [f"--gin.INITIAL_CHECKPOINT_PATH={lender}", "--gin.TRAIN_STEPS=1"]
+    options += ["--gin.LEARNING_RATE=0.0", "--gin.DOCID_SPACE=text", "--gin_file=docids/atomic.gin"]
+    assert train.main(arguments(corpus, tmp_path / "model", *options)) == 0
+    saved = checkpoints.load_params(tmp_path / "model" / "checkpoint_1")
+    _, lent = huggingface.load_t5(lender)
+    tokens = np.asarray(saved["token_embedder"]["embedding"])
+    assert tokens.shape == (T5.vocab_size + 60, 16)
+    np.testing.assert_allclose(
+        tokens[: T5.vocab_size], lent["token_embedder"]["embedding"], rtol=1e-5, atol=1e-6
+    )
+    assert np.ptp(tokens[T5.vocab_size :]) > 1
+
+
 def test_checkpoint_lends_all_but_the_docids_of_another_table(corpus, lender, tmp_path):
     options = [f"--gin.INITIAL_CHECKPOINT_PATH={lender}", "--gin.TRAIN_STEPS=1"]
     assert train.main(arguments(corpus, tmp_path / "first", *options)) == 0

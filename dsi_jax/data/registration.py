@@ -91,8 +91,9 @@ def register_corpus_tasks(
     if chunk_ratio:
         chunks = _chunk_columns(documents, is_indexing=True)
         columns[f"{prefix}_chunks"] = {"train": chunks}
-    fingerprint = _fingerprint(corpus, document_form, shuffle_buffer)
     for task, splits in columns.items():
+        form = document_form if task == f"{prefix}_indexing" else None
+        fingerprint = _fingerprint(corpus, form, shuffle_buffer)
         _add_task(task, splits, fingerprint, corpus.hash, shuffle_buffer)
 
     tasks = CorpusTasks(
@@ -128,7 +129,7 @@ def register_retrieval_task(corpus: Corpus, name: str | None = None) -> str:
     """
     task = f"{_prefix(corpus, name)}_retrieval"
     columns = _retrieval_columns(corpus, _strings(corpus.document_texts()))
-    _add_task(task, columns, _fingerprint(corpus), corpus.hash)
+    _add_task(task, columns, _fingerprint(corpus, None, None), corpus.hash)
     return task
 
 
@@ -197,8 +198,8 @@ def _strings(texts: list[str]) -> np.ndarray:
     return np.array(encoded, dtype=object)[:, None]
 
 
-def _fingerprint(corpus: Corpus, *options: object) -> str:
-    digest = hashlib.sha256(f"{corpus.hash} {options}".encode())
+def _fingerprint(corpus: Corpus, form: str | None, shuffle_buffer: int | None) -> str:
+    digest = hashlib.sha256(f"{corpus.hash} {form} {shuffle_buffer}".encode())
     for split, queries in sorted(corpus.queries.items()):
         digest.update(split.encode())
         queries.update_hash(digest)
