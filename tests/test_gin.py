@@ -18,6 +18,8 @@ from dsi_jax.training import state as state_lib
 
 GIN = gin_utils.shipped_directory()
 FILES = sorted(str(path.relative_to(GIN)) for path in GIN.rglob("*.gin"))
+# test_gin_nq.py parses these; their models have the shapes that files of models/ have.
+FILES = [file for file in FILES if not file.startswith("experiments/nq/")]
 # What the headers say must be set, for the files that are not whole runs.
 GIVEN = {
     "MODEL_DIR": "somewhere",
@@ -25,6 +27,7 @@ GIVEN = {
     "QUERIES": "queries.txt",
     "INFER_OUTPUT_DIR": "elsewhere",
     "INITIAL_CHECKPOINT_PATH": "lender",
+    "DOCUMENT_ENCODER": "bert",
 }
 
 
@@ -46,7 +49,7 @@ def needed_macros(file: str) -> dict[str, str]:
 @pytest.mark.parametrize("file", FILES)
 def test_shipped_file_parses_and_evaluates(file, tmp_path):
     companions = []
-    if file in ("runs/train.gin", "runs/finetune.gin"):
+    if file in ("runs/train.gin", "runs/finetune.gin", "experiments/report_1k.gin"):
         companions = ["docids/atomic.gin", "optimizers/adamw.gin"]
     if file.startswith("models/"):
         # A model file takes DROPOUT_RATE from the run that includes it.
