@@ -82,6 +82,7 @@ def test_experiment_of_the_paper(corpus, size, kind, hits_1, hits_10):
     assert (config.batch_size, config.train_steps) == (128, 1_000_000)
     assert config.task_feature_lengths == {"inputs": 32}
     assert (config.sources.indexing_ratio, config.sources.chunk_ratio) == (32, 0)
+    assert config.sources.docid_space == "text"
     assert config.evaluation.constraint == "free" and config.evaluation.beam_size >= 10
     assert isinstance(config.optimizer, optimizers.Adafactor)
     schedule = config.optimizer.learning_rate.build(config.train_steps)
@@ -116,7 +117,6 @@ def test_semantic_docids_are_the_papers():
 def test_dsi_on_documents_unique_by_title(name):
     config = configured(f"experiments/nq/{name}.gin")
     assert config.sources.corpus == "nq320k_title"
-    assert config.sources.mixture_or_task_name is None
     assert name.endswith(config.sources.docids.kind)
     assert (config.evaluation.constraint, config.evaluation.beam_size) == ("trie", 100)
 
@@ -124,11 +124,12 @@ def test_dsi_on_documents_unique_by_title(name):
 def test_single_gpu_reference():
     config = configured(f"experiments/nq/{REFERENCE}.gin")
     assert config.sources.corpus == "nq320k_title"
-    assert config.sources.mixture_or_task_name == "nq320k_title_retrieval"
+    assert config.sources.indexing_ratio == 0  # queries alone
     assert config.sources.docids.length == 16 and config.sources.docids.clusters == 512
     assert (config.train_steps, config.batch_size) == (64_000, 256)
     assert config.model == sizes.t5_1_1_base()
-    assert (config.label_smoothing, config.z_loss, config.dropout_rate) == (0.1, 0, 0.1)
+    method = config.method
+    assert (method.label_smoothing, method.z_loss, config.dropout_rate) == (0.1, 0, 0.1)
     optimizer = config.optimizer
     assert (optimizer.b2, optimizer.weight_decay, optimizer.max_grad_norm) == (0.95, 0.01, 1.0)
     schedule = optimizer.learning_rate.build(64_000)
