@@ -89,7 +89,7 @@ def register_corpus_tasks(
         f"{prefix}_retrieval": _retrieval_columns(corpus, documents),
     }
     if chunk_ratio:
-        chunks = _chunk_columns(documents, is_indexing=True)
+        chunks = _chunk_columns(documents, rows, is_indexing=True)
         columns[f"{prefix}_chunks"] = {"train": chunks}
     for task, splits in columns.items():
         form = document_form if task == f"{prefix}_indexing" else None
@@ -147,11 +147,11 @@ def _indexing_columns(corpus: Corpus, rows: np.ndarray, document_form: str) -> d
     }
 
 
-def _chunk_columns(documents: np.ndarray, is_indexing: bool) -> dict[str, Column]:
+def _chunk_columns(documents: np.ndarray, rows: np.ndarray, is_indexing: bool) -> dict[str, Column]:
     return {
-        preprocessors.DOCUMENT: documents,
-        features.TARGETS: np.arange(len(documents), dtype=np.int32)[:, None],
-        features.IS_INDEXING: np.full([len(documents), 1], int(is_indexing), np.int32),
+        preprocessors.DOCUMENT: documents[rows],
+        features.TARGETS: rows[:, None],
+        features.IS_INDEXING: np.full([len(rows), 1], int(is_indexing), np.int32),
     }
 
 
@@ -159,7 +159,8 @@ def _retrieval_columns(corpus: Corpus, documents: np.ndarray) -> dict[str, dict[
     if corpus.has_training_queries:
         train = _pair_columns(corpus.queries["train"])
     else:
-        train = _chunk_columns(documents, is_indexing=False)
+        rows = np.arange(len(documents), dtype=np.int32)
+        train = _chunk_columns(documents, rows, is_indexing=False)
     evaluation = {
         split: _query_columns(queries, corpus.seen(split))
         for split, queries in corpus.queries.items()
