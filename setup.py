@@ -42,10 +42,12 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "parity": ["torch==2.13.0"],
+    "plots": ["matplotlib>=3.8"],
     "dev": [
         "hypothesis>=6.100",
         "import-linter>=2.0",
         "ir-measures>=0.3.7",
+        "matplotlib>=3.8",
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff>=0.17,<0.18",
