@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import random
 import shutil
@@ -11,14 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import seqio
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsi_jax import build_docids
-from dsi_jax.data import corpora, stored, tfds_data
+from dsi_jax.data import corpora, registration, stored, tfds_data
 from dsi_jax.data.natural_questions import build, load, records, specs
 from dsi_jax.data.natural_questions.specs import NQSpec, Published
+from dsi_jax.docids.table import DocidTable
 from tests.nq_records import FILLER, as_read, page, record
 
 # More characters than are kept, so that pages differ where it is asked for and nowhere else.
@@ -360,13 +363,80 @@ def test_the_second_corpus_needs_no_tfds_and_the_second_start_no_records(data_di
     assert load.load(BY_TITLE, seed=7).hash == by_title.hash  # for every seed the same
 
 
-def test_a_registered_corpus_is_loaded_by_name(data_dir):
-    spec = dataclasses.replace(BY_TEXT, name="nq_test_registered")
-    corpora.register_corpus(spec.name, lambda seed: load.load(spec, seed))
-    corpus = corpora.load_corpus("nq_test_registered")
+@pytest.fixture
+def registered() -> str:
+    """The name of a registered corpus of our records."""
+    corpora.register_corpus("nq_test_registered", _load_registered)
+    return "nq_test_registered"
+
+
+def _load_registered(seed: int) -> corpora.Corpus:
+    return load.load(dataclasses.replace(BY_TEXT, name="nq_test_registered"), seed)
+
+
+def test_a_registered_corpus_is_loaded_by_name(data_dir, registered):
+    corpus = corpora.load_corpus(registered)
     assert len(corpus) == 12
     assert list(corpus.queries) == ["train", "dev"]
-    assert len(corpora.load_corpus("nq_test_registered#5")) == 5
+    assert len(corpora.load_corpus(f"{registered}#5")) == 5
+
+
+def test_a_command_builds_a_corpus_from_the_directory_of_the_flag(
+    data_dir, registered, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("seqio.utils._TFDS_DATA_DIR_OVERRIDE", None)  # put back after the test
+    command = [
+        "--gin_file=experiments/demo_text.gin",
+        "--gin_file=experiments/nq/naive.gin",
+        f"--gin.CORPUS={registered}",
+        "--gin.VOCABULARY=bytes",
+        f"--gin.MODEL_DIR={tmp_path / 'm'}",
+        f"--tfds_data_dir={data_dir}",
+    ]
+    assert build_docids.main(command) == 0
+    table = DocidTable.load(tmp_path / "m" / "docids")
+    assert (table.num_documents, table.parameters["id_space"]) == (12, 320_000)
+    assert list(table.keys) == list(corpora.load_corpus(registered).keys)
+
+
+def test_importing_the_tasks_reads_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    importlib.import_module("dsi_jax.tasks.nq")
+    names = {f"{corpus}_{part}" for corpus in specs.SPECS for part in ("indexing", "retrieval")}
+    assert names <= set(seqio.TaskRegistry.names())
+    mixture = seqio.MixtureRegistry.get("nq10k_dsi")
+    assert {t.name: mixture.get_rate(t) for t in mixture.tasks} == {
+        "nq10k_indexing": 32,
+        "nq10k_retrieval": 1,
+    }
+    task = seqio.TaskRegistry.get("nq10k_retrieval")
+    assert list(task.splits) == ["train", "dev"]
+    with pytest.raises(FileNotFoundError, match="tfds build natural_questions"):
+        task.num_input_examples("dev")
+
+
+def test_lazy_tasks_are_those_of_the_corpus(data_dir, registered):
+    calls = []
+
+    def load_once() -> corpora.Corpus:
+        calls.append(1)
+        return corpora.load_corpus(registered)
+
+    name = "nq_test_lazy"
+    registration.register_lazily(name, load_once, ("train", "dev"), indexing_ratio=4)
+    assert calls == []
+    task = seqio.TaskRegistry.get("nq_test_lazy_retrieval")
+    assert [task.num_input_examples(split) for split in ("train", "dev")] == [13, 3]
+    examples = list(task.get_dataset(split="dev", shuffle=False).as_numpy_iterator())
+    found = {e["query_id"][0].decode(): e["inputs"][0].decode() for e in examples}
+    assert found == {r["id"]: r["question"]["text"] for r in VALIDATION}
+    shuffled = task.get_dataset(split="train", shuffle=True, seed=3, try_in_mem_cache=False)
+    assert len({e["inputs"][0] for e in shuffled.as_numpy_iterator()}) == 12  # one is repeated
+    # The same content is registered already, so that this changes nothing.
+    corpus = corpora.load_corpus(registered)
+    tasks = registration.register_corpus_tasks(corpus, name, indexing_ratio=4)
+    assert seqio.TaskRegistry.get(tasks.retrieval) is task
+    assert calls == [1]
 
 
 @pytest.mark.parametrize("name", [*specs.SPECS])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import re
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import seqio
 
 from dsi_jax.data import document_forms, features, metrics, preprocessors
 from dsi_jax.data.corpora import Corpus, QuerySet
-from dsi_jax.data.sources import Column, InMemorySource
+from dsi_jax.data.sources import Column, InMemorySource, LazySource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,22 +82,6 @@ def register_corpus_tasks(
         )
     document_forms.check(document_form)
     prefix = _prefix(corpus, name)
-    documents = _strings(corpus.document_texts())
-    rows = np.arange(len(corpus), dtype=np.int32)
-    if shuffle_buffer is not None:
-        rows = np.argsort(~corpus.documents_with_training_query(), kind="stable").astype(np.int32)
-    columns = {
-        f"{prefix}_indexing": {"train": _indexing_columns(corpus, rows, document_form)},
-        f"{prefix}_retrieval": _retrieval_columns(corpus, documents),
-    }
-    if chunk_ratio:
-        chunks = _chunk_columns(documents, rows, is_indexing=True)
-        columns[f"{prefix}_chunks"] = {"train": chunks}
-    for task, splits in columns.items():
-        form = document_form if task == f"{prefix}_indexing" else None
-        fingerprint = _fingerprint(corpus, form, shuffle_buffer)
-        _add_task(task, splits, fingerprint, corpus.hash, shuffle_buffer)
-
     tasks = CorpusTasks(
         indexing=f"{prefix}_indexing",
         chunks=f"{prefix}_chunks" if chunk_ratio else None,
@@ -104,10 +90,16 @@ def register_corpus_tasks(
         evaluation_splits=tuple(s for s in ("dev", "test") if s in corpus.queries),
         corpus_hash=corpus.hash,
     )
-    sizes = {
-        task: len(columns[task]["train"][features.TARGETS])
-        for task in (tasks.indexing, tasks.retrieval)
+    sources = {
+        tasks.indexing: _indexing_source(corpus, tasks.indexing, document_form, shuffle_buffer),
+        tasks.retrieval: _retrieval_source(corpus, tasks.retrieval, shuffle_buffer),
     }
+    if tasks.chunks is not None:
+        sources[tasks.chunks] = _chunk_source(corpus, tasks.chunks, shuffle_buffer)
+    for task, source in sources.items():
+        _add_task(task, source)
+
+    sizes = {task: source.num_input_examples("train") for task, source in sources.items()}
     ratio = sizes[tasks.indexing] / sizes[tasks.retrieval]
     rates = {tasks.retrieval: 1.0}
     if indexing_ratio != 0:
@@ -128,45 +120,102 @@ def register_retrieval_task(corpus: Corpus, name: str | None = None) -> str:
       ValueError: if the name is taken by other content.
     """
     task = f"{_prefix(corpus, name)}_retrieval"
-    columns = _retrieval_columns(corpus, _strings(corpus.document_texts()))
-    _add_task(task, columns, _fingerprint(corpus, None, None), corpus.hash)
+    _add_task(task, _retrieval_source(corpus, task, None))
     return task
+
+
+def register_lazily(
+    name: str, load: Callable[[], Corpus], splits: Sequence[str], indexing_ratio: float
+) -> None:
+    """Registers `<name>_indexing`, `_retrieval` and their mixture `<name>_dsi`, reading nothing.
+
+    They are the tasks that `register_corpus_tasks` makes of the corpus, which is loaded when one
+    of them is first asked for its examples, their number or their content.
+
+    Args:
+      name: prefix of the registered names.
+      load: loads the corpus.
+      splits: the corpus's splits of queries.
+      indexing_ratio: indexing examples for each retrieval example.
+
+    Raises:
+      ValueError: if the names are taken by other content.
+    """
+    loaded = functools.cache(load)
+    indexing, retrieval = f"{name}_indexing", f"{name}_retrieval"
+
+    def index() -> InMemorySource:
+        return _indexing_source(loaded(), indexing, document_forms.FIRST, None)
+
+    def retrieve() -> InMemorySource:
+        return _retrieval_source(loaded(), retrieval, None)
+
+    _add_task(indexing, LazySource(index, ["train"]))
+    _add_task(retrieval, LazySource(retrieve, splits))
+    _add_mixture(f"{name}_dsi", {indexing: float(indexing_ratio), retrieval: 1.0})
 
 
 def _prefix(corpus: Corpus, name: str | None) -> str:
     return re.sub(r"[^\w.:#]", "_", corpus.name if name is None else name)
 
 
-def _indexing_columns(corpus: Corpus, rows: np.ndarray, document_form: str) -> dict[str, Column]:
+def _indexing_source(
+    corpus: Corpus, task: str, form: str, shuffle_buffer: int | None
+) -> InMemorySource:
+    rows = _rows(corpus, shuffle_buffer)
     texts = corpus.document_texts()
-    inputs, texts = document_forms.field(document_form, [texts[row] for row in rows])
-    return {
+    inputs, texts = document_forms.field(form, [texts[row] for row in rows])
+    columns = {
         inputs: _strings(texts),
         features.TARGETS: rows[:, None],
         features.IS_INDEXING: np.ones([len(rows), 1], np.int32),
     }
+    return _source(corpus, task, {"train": columns}, form, shuffle_buffer)
 
 
-def _chunk_columns(documents: np.ndarray, rows: np.ndarray, is_indexing: bool) -> dict[str, Column]:
-    return {
-        preprocessors.DOCUMENT: documents[rows],
-        features.TARGETS: rows[:, None],
-        features.IS_INDEXING: np.full([len(rows), 1], int(is_indexing), np.int32),
-    }
+def _chunk_source(corpus: Corpus, task: str, shuffle_buffer: int | None) -> InMemorySource:
+    rows = _rows(corpus, shuffle_buffer)
+    columns = {"train": _chunk_columns(corpus, rows, is_indexing=True)}
+    return _source(corpus, task, columns, None, shuffle_buffer)
 
 
-def _retrieval_columns(corpus: Corpus, documents: np.ndarray) -> dict[str, dict[str, Column]]:
+def _retrieval_source(corpus: Corpus, task: str, shuffle_buffer: int | None) -> InMemorySource:
     if corpus.has_training_queries:
         train = _pair_columns(corpus.queries["train"])
     else:
-        rows = np.arange(len(documents), dtype=np.int32)
-        train = _chunk_columns(documents, rows, is_indexing=False)
+        train = _chunk_columns(corpus, _rows(corpus, None), is_indexing=False)
     evaluation = {
         split: _query_columns(queries, corpus.seen(split))
         for split, queries in corpus.queries.items()
         if split != "train"
     }
-    return {"train": train} | evaluation
+    return _source(corpus, task, {"train": train} | evaluation, None, shuffle_buffer)
+
+
+def _source(
+    corpus: Corpus,
+    task: str,
+    columns: dict[str, dict[str, Column]],
+    form: str | None,
+    shuffle_buffer: int | None,
+) -> InMemorySource:
+    fingerprint = _fingerprint(corpus, form, shuffle_buffer)
+    return InMemorySource(columns, task, corpus.hash, fingerprint, shuffle_buffer)
+
+
+def _rows(corpus: Corpus, shuffle_buffer: int | None) -> np.ndarray:
+    """int32 [N], the order of the documents; those without a training query last, for a buffer."""
+    if shuffle_buffer is None:
+        return np.arange(len(corpus), dtype=np.int32)
+    return np.argsort(~corpus.documents_with_training_query(), kind="stable").astype(np.int32)
+
+
+def _chunk_columns(corpus: Corpus, rows: np.ndarray, is_indexing: bool) -> dict[str, Column]:
+    return {
+        preprocessors.DOCUMENT: _strings(corpus.document_texts())[rows],
+        features.TARGETS: rows[:, None],
+        features.IS_INDEXING: np.full([len(rows), 1], int(is_indexing), np.int32),
+    }
 
 
 def _pair_columns(queries: QuerySet) -> dict[str, Column]:
@@ -207,16 +256,13 @@ def _fingerprint(corpus: Corpus, form: str | None, shuffle_buffer: int | None) -
     return digest.hexdigest()
 
 
-def _add_task(
-    name: str,
-    columns: dict[str, dict[str, Column]],
-    fingerprint: str,
-    corpus_hash: str,
-    shuffle_buffer: int | None = None,
-) -> None:
+def _add_task(name: str, source: InMemorySource) -> None:
     if name in seqio.TaskRegistry.names():
-        source = seqio.TaskRegistry.get(name).source
-        if not isinstance(source, InMemorySource) or source.fingerprint != fingerprint:
+        registered = seqio.TaskRegistry.get(name).source
+        if (
+            not isinstance(registered, InMemorySource)
+            or registered.fingerprint != source.fingerprint
+        ):
             raise ValueError(
                 f"the task '{name}' is already registered with other content or options; "
                 "give this corpus another name"
@@ -224,7 +270,7 @@ def _add_task(
         return
     seqio.TaskRegistry.add(
         name,
-        source=InMemorySource(columns, name, corpus_hash, fingerprint, shuffle_buffer),
+        source=source,
         preprocessors=[preprocessors.chunk_documents],
         output_features=features.output_features(),
         postprocess_fn=metrics.postprocess,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import seqio
@@ -89,6 +91,37 @@ class InMemorySource(seqio.DataSource):
             )
         tensors = {name: _tensor(values) for name, values in self._columns[split].items()}
         return indices.map(lambda index: {name: t[index] for name, t in tensors.items()})
+
+
+class LazySource(InMemorySource):
+    """An `InMemorySource` that is made when something of it is first asked for."""
+
+    shuffle_buffer = None
+
+    def __init__(self, make: Callable[[], InMemorySource], splits: Sequence[str]) -> None:
+        """Keeps `make`.
+
+        Args:
+          make: makes the source, without a shuffle buffer.
+          splits: the splits that it will have.
+        """
+        seqio.DataSource.__init__(self, splits=splits, performs_internal_shuffling=True)
+        self._made = functools.cache(make)
+
+    @property
+    def corpus_hash(self) -> str:
+        return self._made().corpus_hash
+
+    @property
+    def fingerprint(self) -> str:
+        return self._made().fingerprint
+
+    def num_input_examples(self, split: str) -> int | None:
+        return self._made().num_input_examples(split)
+
+    def get_dataset(self, *args: Any, **kwargs: Any) -> tf.data.Dataset:
+        """See `InMemorySource.get_dataset`."""
+        return self._made().get_dataset(*args, **kwargs)
 
 
 def _salted_seed(seed: int, *names: str) -> int:
