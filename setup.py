@@ -41,6 +41,11 @@ EXTRAS = {
     "serve": [],  # the HTTP server's dependencies join with it
     "cuda": ["jax[cuda12]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
+    "beam": [  # seqio_cache_tasks
+        "apache-beam>=2.77,<3",
+        "google-crc32c",
+        "sentencepiece<0.2.3",  # newer ones break `import seqio` beside beam's protobuf
+    ],
     "parity": ["torch==2.13.0"],
     "plots": ["matplotlib>=3.8"],
     "dev": [

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import seqio
+import tensorflow as tf
 from jax.sharding import Mesh
 
 from dsi_jax import searcher as searcher_lib
@@ -270,9 +271,15 @@ class _SplitLoggers(seqio.Logger):
         self._split = split
         self._loggers = (seqio.JSONLogger(output_dir), seqio.TensorBoardLogger(output_dir))
 
-    def __call__(self, task_name: str, *args: Any, **kwargs: Any) -> None:
+    def __call__(self, *, task_name: str, dataset: tf.data.Dataset, **values: Any) -> None:
+        dataset = dataset.map(_without_hashes)
         for logger in self._loggers:
-            logger(f"{task_name}_{self._split}", *args, **kwargs)
+            logger(task_name=f"{task_name}_{self._split}", dataset=dataset, **values)
+
+
+def _without_hashes(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    hashes = (features.CORPUS_HASH, features.FINGERPRINT)
+    return {name: value for name, value in example.items() if name not in hashes}
 
 
 def _scalars(values: Mapping[str, Any]) -> Figures:

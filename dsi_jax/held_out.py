@@ -43,7 +43,7 @@ class HeldOutLoss:
         write: bool,
     ) -> None:
         self._batches = {
-            task: _first_pass(task, stream, num_batches) for task, stream in pipelines.items()
+            task: _first_pass(stream, num_batches) for task, stream in pipelines.items()
         }
         self._eval_step, self._put, self._write = eval_step, put, write
         self._writers = {task: ScalarWriter(directory / task, lead=write) for task in pipelines}
@@ -79,17 +79,16 @@ def held_out_tasks(mixture_or_task_name: str) -> dict[str, str]:
     }
 
 
-def _first_pass(task: str, stream: Stream, limit: int) -> list[tuple[collate.Batch, int]]:
+def _first_pass(stream: Stream, limit: int) -> list[tuple[collate.Batch, int]]:
     """At most `limit` batches, each with the number of its rows (of the global batch) that count.
 
     A stream is endless: the last batch goes on with the second pass, which must not count.
     """
-    examples = seqio.TaskRegistry.get(task).num_input_examples(stream.split)
     size = stream.batch_size
-    if examples is None:
+    if stream.num_examples is None:
         return [(next(stream), size) for _ in range(limit)]
-    starts = range(0, min(examples, limit * size), size)
-    return [(next(stream), min(size, examples - start)) for start in starts]
+    starts = range(0, min(stream.num_examples, limit * size), size)
+    return [(next(stream), min(size, stream.num_examples - start)) for start in starts]
 
 
 def _only_first(batch: collate.Batch, num_rows: int) -> collate.Batch:

@@ -14,6 +14,10 @@ import tensorflow as tf
 INPUTS = "inputs"
 TARGETS = "targets"
 IS_INDEXING = "is_indexing"
+# Of examples that may be cached, string [1]: the hash of the corpus that the rows refer to, and
+# that of everything the task was made from.
+CORPUS_HASH = "corpus_hash"
+FINGERPRINT = "fingerprint"
 # Features of evaluation examples alone, read by `metrics.postprocess`.
 QUERY_ID = "query_id"
 RELEVANT = "relevant"

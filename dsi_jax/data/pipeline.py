@@ -18,7 +18,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from dsi_jax.data import collate, converters, features
+from dsi_jax.data import cached, collate, converters, features
 from dsi_jax.data.sources import InMemorySource
 from dsi_jax.data.strategies import DEFAULT_STRATEGY, Strategy
 from dsi_jax.docids.table import DocidTable
@@ -35,6 +35,7 @@ class TrainPipeline:
     Attributes:
       batch_size: B, examples in a global batch.
       split: the split that the examples are of.
+      num_examples: examples in one pass over all tasks; None where a task does not say.
       step: number of batches given out so far; the next one is batch `step`.
     """
 
@@ -67,13 +68,14 @@ class TrainPipeline:
           process_index: this host, from 0.
           process_count: the number of hosts; each keeps B / process_count examples.
           data_shards: shards of the batch over devices; modalities get multiples of it.
-          use_cached: read the tasks from seqio's offline cache.
+          use_cached: read what `seqio_cache_tasks` wrote of the tasks; see `data.cached`.
           shuffle: False keeps each task in its own order.
           strategy: what indexing examples ask of the model.
 
         Raises:
           ValueError: if the batch does not divide, no task has the split, a task belongs
-            to another corpus than the table, or a modality would get no example.
+            to another corpus than the table, a cache is asked for and is not there, or a
+            modality would get no example.
         """
         self._collator = collate.Collator(table, tokenizer, feature_lengths, strategy)
         for name, parts in (("hosts", process_count), ("data shards", data_shards)):
@@ -88,8 +90,12 @@ class TrainPipeline:
 
         provider = seqio.get_mixture_or_task(mixture_or_task_name)
         rates = _rates_per_task(provider, split)
+        if use_cached:
+            rates = {cached.read(task, split): rate for task, rate in rates.items()}
         for task in rates:
-            _check_corpus(task, table)
+            _check_corpus(task, table, split, use_cached)
+        sizes = [task.num_input_examples(split) for task in rates]
+        self.num_examples = None if None in sizes else sum(sizes)
         self._rates = {task.name: rate for task, rate in rates.items()}
         mixtures = _mixture_per_modality(rates)
         self._asked = {m: mixture.total_rate for m, mixture in mixtures.items()}
@@ -107,9 +113,13 @@ class TrainPipeline:
             "use_cached": use_cached,
             "strategy": strategy.name,
         }
+        if use_cached:
+            self._identity["caches"] = {
+                task.name: getattr(task.source, "fingerprint", None) for task in rates
+            }
         self._datasets = {
             modality: _dataset(
-                mixture, feature_lengths, self._sizes[modality], split, seed, use_cached, shuffle
+                mixture, feature_lengths, self._sizes[modality], split, seed, shuffle
             )
             for modality, mixture in mixtures.items()
         }
@@ -273,13 +283,26 @@ def _rates_per_task(provider: seqio.Task | seqio.Mixture, split: str) -> dict[se
     return dict.fromkeys(tasks, 1.0)
 
 
-def _check_corpus(task: seqio.Task, table: DocidTable) -> None:
-    source = task.source
-    if isinstance(source, InMemorySource) and source.corpus_hash != table.corpus_hash:
+def _check_corpus(task: seqio.Task, table: DocidTable, split: str, use_cached: bool) -> None:
+    """Raises where the task's examples say that their rows are of another corpus than the table."""
+    found = _corpus_hash(task, split)
+    if found is not None and found != table.corpus_hash:
+        cache = f", cached in {task.cache_dir}," if use_cached and task.cache_dir else ""
         raise ValueError(
-            f"the docid table belongs to the corpus {table.corpus_hash}, the task '{task.name}' "
-            f"to the corpus {source.corpus_hash}"
+            f"the docid table belongs to the corpus {table.corpus_hash}, the task '{task.name}'"
+            f"{cache} to the corpus {found}"
         )
+
+
+def _corpus_hash(task: seqio.Task, split: str) -> str | None:
+    if isinstance(task.source, InMemorySource):
+        return task.source.corpus_hash
+    dataset = task.get_dataset(split=split, shuffle=False, try_in_mem_cache=False)
+    if features.CORPUS_HASH not in dataset.element_spec:
+        return None
+    for example in dataset.take(1):
+        return example[features.CORPUS_HASH][0].numpy().decode()
+    return None
 
 
 def _mixture_per_modality(rates: Mapping[seqio.Task, float]) -> dict[str, seqio.Mixture]:
@@ -293,7 +316,6 @@ def _dataset(
     batch_size: int,
     split: str,
     seed: int,
-    use_cached: bool,
     shuffle: bool,
 ) -> tf.data.Dataset:
     """Batches of flat examples in the global order."""
@@ -302,7 +324,6 @@ def _dataset(
     dataset = mixture.get_dataset(
         sequence_length=lengths,
         split=split,
-        use_cached=use_cached,
         shuffle=shuffle,
         seed=seed,
         num_epochs=None,

@@ -20,6 +20,7 @@ def examples(
     inputs: str = "inputs",
     row: str = "row",
     is_indexing: bool = False,
+    corpus_hash: str | None = None,
 ) -> tf.data.Dataset:
     """Renames the fields of a foreign dataset to the features of a task.
 
@@ -28,19 +29,26 @@ def examples(
       inputs: name of the text field.
       row: name of the field that holds the document's row.
       is_indexing: True if the text is the document itself, False if it is a query.
+      corpus_hash: `Corpus.hash` of the documents that the rows number. Where it is given,
+        a docid table of another corpus is refused, from a cache of the task too.
 
     Returns:
       elements with `inputs` string [1], `targets` int32 [1], `is_indexing` int32 [1]
       and every other field as it was.
     """
+    carried = {} if corpus_hash is None else {features.CORPUS_HASH: tf.constant([corpus_hash])}
 
     def convert(element: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         rest = {name: value for name, value in element.items() if name not in (inputs, row)}
-        return rest | {
-            features.INPUTS: tf.reshape(element[inputs], [1]),
-            features.TARGETS: tf.reshape(tf.cast(element[row], tf.int32), [1]),
-            features.IS_INDEXING: tf.constant([int(is_indexing)], tf.int32),
-        }
+        return (
+            rest
+            | carried
+            | {
+                features.INPUTS: tf.reshape(element[inputs], [1]),
+                features.TARGETS: tf.reshape(tf.cast(element[row], tf.int32), [1]),
+                features.IS_INDEXING: tf.constant([int(is_indexing)], tf.int32),
+            }
+        )
 
     return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
 

@@ -271,7 +271,8 @@ def _add_task(name: str, source: InMemorySource) -> None:
     seqio.TaskRegistry.add(
         name,
         source=source,
-        preprocessors=[preprocessors.chunk_documents],
+        # Chunks stand behind the cache: they are new each pass with it, too.
+        preprocessors=[seqio.CacheDatasetPlaceholder(), preprocessors.chunk_documents],
         output_features=features.output_features(),
         postprocess_fn=metrics.postprocess,
         metric_fns=[metrics.retrieval_metrics],

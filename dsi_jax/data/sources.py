@@ -11,6 +11,8 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from dsi_jax.data import features
+
 Column = np.ndarray | Sequence[np.ndarray]
 
 
@@ -29,7 +31,7 @@ class InMemorySource(seqio.DataSource):
         self,
         columns: Mapping[str, Mapping[str, Column]],
         name: str,
-        corpus_hash: str,
+        corpus_hash: str | None,
         fingerprint: str,
         shuffle_buffer: int | None = None,
     ) -> None:
@@ -39,12 +41,13 @@ class InMemorySource(seqio.DataSource):
           columns: split -> feature -> values of its n examples: an array [n, ...] or, for
             features that vary in length, n arrays [length].
           name: distinguishes sources, so that two of one size differ in their order.
-          corpus_hash: hash of the corpus that the rows refer to.
-          fingerprint: hash of all that `columns` was made from.
+          corpus_hash: hash of the corpus that the rows refer to; None where it is not known.
+          fingerprint: hash of all that `columns` was made from. Each example carries both
+            hashes, so that a cached task does.
           shuffle_buffer: draw each example from a buffer of so many, as tf.data does, in place
             of a full permutation; an iterator's state then holds the buffer's indices.
         """
-        sizes = {split: len(next(iter(features.values()))) for split, features in columns.items()}
+        sizes = {split: len(next(iter(values.values()))) for split, values in columns.items()}
         super().__init__(
             splits=list(columns), num_input_examples=sizes, performs_internal_shuffling=True
         )
@@ -90,7 +93,9 @@ class InMemorySource(seqio.DataSource):
                 self.shuffle_buffer, seed=_salted_seed(seed, self._name, split)
             )
         tensors = {name: _tensor(values) for name, values in self._columns[split].items()}
-        return indices.map(lambda index: {name: t[index] for name, t in tensors.items()})
+        hashes = {features.CORPUS_HASH: self.corpus_hash, features.FINGERPRINT: self.fingerprint}
+        carried = {n: tf.constant([value]) for n, value in hashes.items() if value is not None}
+        return indices.map(lambda index: {n: t[index] for n, t in tensors.items()} | carried)
 
 
 class LazySource(InMemorySource):
@@ -109,7 +114,7 @@ class LazySource(InMemorySource):
         self._made = functools.cache(make)
 
     @property
-    def corpus_hash(self) -> str:
+    def corpus_hash(self) -> str | None:
         return self._made().corpus_hash
 
     @property

@@ -36,10 +36,15 @@ class Collection:
 
 
 class Stream(Protocol):
-    """Endless batches whose position can be saved (`data.pipeline.TrainPipeline`)."""
+    """Endless batches whose position can be saved (`data.pipeline.TrainPipeline`).
+
+    Attributes:
+      batch_size: B, examples in a global batch.
+      num_examples: examples in one pass; None where that is not known.
+    """
 
     batch_size: int
-    split: str
+    num_examples: int | None
 
     def __next__(self) -> dict[str, Any]:
         """This host's part of the next global batch."""

@@ -1,0 +1,1 @@
+"""A search engine for haiku that one half remembers."""
