@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -49,6 +50,28 @@ def record(
             {"id": f"1{id}", "long_answer": long_answer, "short_answers": [], "yes_no_answer": -1}
         ],
     }
+
+
+def published(generated: dict[str, Any]) -> str:
+    """The same record as a line of the files that Natural Questions is published in."""
+    document, question = generated["document"], generated["question"]
+    line = {
+        "example_id": int(generated["id"]),
+        "document_title": document["title"],
+        "document_url": document["url"],
+        "document_html": document["html"],
+        "document_tokens": [
+            {"token": t["token"], "html_token": t["is_html"], "start_byte": 0, "end_byte": 0}
+            for t in document["tokens"]
+        ],
+        "question_text": question["text"],
+        "question_tokens": question["tokens"],
+        "annotations": [
+            a | {"annotation_id": int(a["id"]), "yes_no_answer": "NONE"}
+            for a in generated["annotations"]
+        ],
+    }
+    return json.dumps(line)
 
 
 def as_read(generated: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from dsi_jax.data import corpora, registration, stored, tfds_data
 from dsi_jax.data.natural_questions import build, load, records, specs
 from dsi_jax.data.natural_questions.specs import NQSpec, Published
 from dsi_jax.docids.table import DocidTable
-from tests.nq_records import FILLER, as_read, page, record
+from tests.nq_records import FILLER, as_read, page, published, record
 
 # More characters than are kept, so that pages differ where it is asked for and nowhere else.
 ANTS = page("Ants", "Ants are insects .")
@@ -328,6 +328,17 @@ def tfds_directory(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("tfds")
     NaturalQuestions(data_dir=directory, file_format="tfrecord").download_and_prepare()
     return directory
+
+
+def test_our_records_are_what_tfds_makes_of_the_published_files():
+    from tensorflow_datasets.datasets.natural_questions import natural_questions_dataset_builder
+
+    for generated in [*TRAIN, *VALIDATION]:
+        name, parsed = natural_questions_dataset_builder.Builder._parse_example_default(
+            published(generated)
+        )
+        parsed["document"]["html"] = parsed["document"]["html"].decode()
+        assert (name, parsed) == (generated["id"], generated)
 
 
 @pytest.fixture
