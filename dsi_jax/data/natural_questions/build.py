@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import normalizers, pre_tokenizers
 
 from dsi_jax.data.corpora import Corpus, QuerySet
-from dsi_jax.data.natural_questions.records import Records
+from dsi_jax.data.natural_questions.records import SPLITS, Records
 from dsi_jax.data.natural_questions.specs import NQSpec
 
 _NORMALIZER = normalizers.BertNormalizer(lowercase=True)
@@ -68,7 +68,7 @@ def _choose(spec: NQSpec, records: Records) -> dict[str, list[int]]:
     ids = list(records.id)
     if len(set(ids)) < len(ids):
         raise ValueError(f"Natural Questions: {len(ids)} records have {len(set(ids))} ids")
-    by_split: dict[str, list[int]] = {"train": [], "validation": []}
+    by_split: dict[str, list[int]] = {split: [] for split in SPLITS}
     for record, split in enumerate(records.split):
         by_split[split].append(record)
     for part in by_split.values():

@@ -35,7 +35,7 @@ def load(spec: specs.NQSpec, seed: int = 42) -> corpora.Corpus:
 
     Raises:
       FileNotFoundError: if neither the corpus nor TFDS data is there; the message says what to run.
-      ValueError: if the data is incomplete, or what was built is damaged or of another
+      ValueError: if the data is incomplete or bad, or what was built is damaged or of another
         specification.
     """
     del seed
@@ -43,7 +43,11 @@ def load(spec: specs.NQSpec, seed: int = 42) -> corpora.Corpus:
     directory = cache / spec.name
     origin = spec.recipe()
     if not stored.exists(directory):
-        corpus = build.build(spec, _records(cache))
+        try:
+            corpus = build.build(spec, _records(cache))
+        except ValueError as error:
+            hint = f"({cache / _RECORDS} was read; remove it to read TFDS anew)"
+            raise ValueError(f"{error} {hint}") from error
         _check_hash(spec, stored.content_hash(corpus), "the data gives it")
         logger.info("%s: %d documents; writing %s", spec.name, len(corpus), directory)
         stored.save(corpus, directory, origin)

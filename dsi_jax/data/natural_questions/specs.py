@@ -71,6 +71,7 @@ def _dsi(documents: int) -> Published:
     return Published("Tay et al. 2022 (DSI), table 4", documents, rounded_to=1_000)
 
 
+# The unseen ones as in arXiv:2610.08716, section 4.
 _NCI = Published("Wang et al. 2022 (NCI)", 109_739, unseen_documents=1_713, unseen_queries=1_755)
 SPECS = {
     spec.name: spec
