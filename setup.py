@@ -17,6 +17,7 @@ CORE = [
     "orbax-checkpoint>=0.12,<0.13",
     "transformers>=4.56,<5",  # the last line with Flax classes
     "safetensors>=0.5",
+    "huggingface_hub",
     "gin-config>=0.5.0",
     "absl-py>=2.1",
     "numpy>=2.0",

@@ -64,10 +64,11 @@ def test_a_mesh_leaves_shardings_to_the_compiler():
 
 @pytest.mark.devices
 @pytest.mark.slow
-def test_eight_simulated_devices():
+@pytest.mark.parametrize("file", ["eight_devices.py", "eight_devices_towers.py"])
+def test_eight_simulated_devices(file):
     """The number of devices is fixed before the first import of jax, so in another process."""
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", str(TESTS / "eight_devices.py")],
+        [sys.executable, "-m", "pytest", "-q", "-x", str(TESTS / file)],
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
         cwd=TESTS.parent,
         capture_output=True,

@@ -5,7 +5,7 @@ Neither torch nor transformers is needed. The parameters are those of a DSI mode
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from dsi_jax.convert import tensor_files
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.models.t5 import T5Config
 
 Params = dict[str, Any]
-
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_SHARD_BYTES = 5 * 2**30
 
 _ACTIVATIONS = {
     "relu": ("relu",),
@@ -76,7 +71,7 @@ def load_t5_config(directory: str | Path) -> T5Config:
       ValueError: the model is of another kind.
     """
     config = _read_config(Path(directory))
-    _tensor_files(Path(directory))
+    tensor_files.tensor_files(Path(directory))
     return config
 
 
@@ -100,7 +95,7 @@ def load_t5(directory: str | Path, *, encoder_only: bool = False) -> tuple[T5Con
     shapes = _shapes(config)
     if encoder_only:
         shapes = {path: shape for path, shape in shapes.items() if not path.startswith("decoder/")}
-    files = _tensor_files(directory)
+    files = tensor_files.tensor_files(directory)
     sources = {path: _hf_name(path) for path in shapes}
     copies = _EMBEDDING_COPIES + (("lm_head.weight",) if config.tie_embeddings else ())
     if "shared.weight" not in files:
@@ -118,7 +113,7 @@ def load_t5(directory: str | Path, *, encoder_only: bool = False) -> tuple[T5Con
         )
     paths = {name: path for path, name in sources.items()}
     flat: dict[str, np.ndarray] = {}
-    for name, tensor in _read_tensors(files, set(paths)):
+    for name, tensor in tensor_files.read_tensors(files, set(paths)):
         path = paths[name]
         value = np.ascontiguousarray(_transposed(path, tensor), dtype=np.float32)
         if value.shape != shapes[path]:
@@ -135,7 +130,7 @@ def save_t5(
     config: T5Config,
     params: Mapping[str, Any],
     *,
-    shard_bytes: int = _SHARD_BYTES,
+    shard_bytes: int = tensor_files.SHARD_BYTES,
 ) -> None:
     """Writes config.json and float32 safetensors that transformers' T5 reads.
 
@@ -161,33 +156,13 @@ def save_t5(
             f"{len(differing)} parameters do not fit the config, first {path}: shape "
             f"{found.get(path, 'none')}; expected {expected.get(path, 'none')}"
         )
-    directory.mkdir(parents=True, exist_ok=True)
-    shards: list[list[str]] = [[]]
-    size = total = 0
-    for path in sorted(flat):
-        nbytes = 4 * int(np.prod(expected[path]))
-        if shards[-1] and size + nbytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(path)
-        size += nbytes
-        total += nbytes
-    weight_map = {}
-    for index, paths in enumerate(shards, start=1):
-        name = _WEIGHTS
-        if len(shards) > 1:
-            name = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {
-            _hf_name(path): np.ascontiguousarray(
-                _transposed(path, np.asarray(flat[path], dtype=np.float32))
-            )
-            for path in paths
-        }
-        save_file(tensors, directory / name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, name)
-    if len(shards) > 1:
-        index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / _INDEX).write_text(json.dumps(index_json, indent=2) + "\n")
+    paths = {_hf_name(path): path for path in sorted(flat)}
+
+    def tensor(name: str) -> np.ndarray:
+        return _transposed(paths[name], np.asarray(flat[paths[name]]))
+
+    shapes = {name: expected[path] for name, path in paths.items()}
+    tensor_files.write_tensors(directory, shapes, tensor, shard_bytes)
     (directory / "config.json").write_text(text)
 
 
@@ -338,35 +313,3 @@ def _hf_name(path: str) -> str:
 def _transposed(path: str, value: np.ndarray) -> np.ndarray:
     """Torch keeps (output, input) and (bucket, head), the other way round than here."""
     return value.T if path.endswith(("/kernel", "/rel_embedding")) else value
-
-
-def _tensor_files(directory: Path) -> dict[str, Path]:
-    """The file that holds each tensor."""
-    index = directory / _INDEX
-    if (directory / _WEIGHTS).is_file():
-        with _open(directory / _WEIGHTS) as file:
-            return dict.fromkeys(file.keys(), directory / _WEIGHTS)
-    if index.is_file():
-        weight_map = json.loads(index.read_text())["weight_map"]
-        return {name: directory / shard for name, shard in weight_map.items()}
-    raise FileNotFoundError(
-        f"{directory} holds neither {_WEIGHTS} nor {_INDEX}; other formats of weights are not "
-        "read: save the model with safe_serialization=True"
-    )
-
-
-def _read_tensors(files: Mapping[str, Path], names: set[str]) -> Iterator[tuple[str, np.ndarray]]:
-    for shard in sorted({files[name] for name in names}):
-        with _open(shard) as file:
-            for name in sorted(names & set(file.keys())):
-                yield name, file.get_tensor(name)
-
-
-def _open(path: Path) -> safe_open:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist, though the index names it")
-    try:
-        # bfloat16 tensors are readable because jax has registered that dtype with NumPy.
-        return safe_open(path, framework="numpy")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
