@@ -1,0 +1,114 @@
+"""Image files -> uint8 pixels as CLIP was trained on, with Pillow.
+
+Equal to transformers' `CLIPImageProcessor` up to normalisation, which runs on the accelerator
+(`dsi_jax.pixels`). Besides, orientation by EXIF, 16-bit greys and transparency are respected.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dsi_jax.pixels import resized_shape
+
+Colour = tuple[int, int, int]
+WHITE: Colour = (255, 255, 255)
+
+MIN_SIDE = 2
+_MAX_RATIO = 100  # beyond it the resized image would not fit into memory
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message names it."""
+
+
+def read(source: str | Path | bytes, size: int, *, background: Colour | None = WHITE) -> np.ndarray:
+    """The pixels of an image file, see `decode` and `resize_and_crop`.
+
+    Args:
+      source: path, or the bytes of the file.
+      size: of the square.
+      background: see `decode`.
+
+    Returns:
+      uint8 [size, size, 3].
+
+    Raises:
+      FileNotFoundError, ImageError: as `decode`.
+    """
+    return resize_and_crop(decode(source, background=background), size)
+
+
+def decode(source: str | Path | bytes, *, background: Colour | None = WHITE) -> Image.Image:
+    """Decodes an image file of any format that Pillow knows; the first frame of several.
+
+    Args:
+      source: path, or the bytes of the file.
+      background: shows through transparent pixels; None drops transparency as transformers does,
+        so that whatever colour a transparent pixel has becomes visible.
+
+    Returns:
+      The upright image in RGB.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ImageError: the file is empty, cut short, no image, or of a size that cannot be used.
+    """
+    name = f"an image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+    if not isinstance(source, bytes):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"image {source} does not exist")
+        source = Path(source).read_bytes()
+    if not source:
+        raise ImageError(f"{name} is empty; expected an image")
+    try:
+        with Image.open(io.BytesIO(source)) as image:
+            _check_size(name, *image.size)
+            return _to_rgb(ImageOps.exif_transpose(image), background)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow raises a dozen kinds on damaged files
+        raise ImageError(f"{name} cannot be decoded: {error}") from error
+
+
+def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
+    """Bicubic, antialiased resize of the shorter side to `size`, then the square in the middle.
+
+    Args:
+      image: in RGB.
+      size: of the square.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    height, width = resized_shape(image.height, image.width, size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _check_size(name: str, width: int, height: int) -> None:
+    shorter, longer = sorted((width, height))
+    if shorter < MIN_SIDE:
+        raise ImageError(
+            f"{name} is {width} x {height} pixels; expected at least {MIN_SIDE} a side"
+        )
+    if longer > _MAX_RATIO * shorter:
+        raise ImageError(
+            f"{name} is {width} x {height} pixels; expected sides of a ratio of at most "
+            f"{_MAX_RATIO}"
+        )
+
+
+def _to_rgb(image: Image.Image, background: Colour | None) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating point; expected integers")
+    if image.mode.startswith("I"):  # 16-bit greys; Pillow would clip them at 255
+        greys = np.clip(np.asarray(image).astype(np.int64), 0, 65_535)
+        image = Image.fromarray(((greys * 255 + 32_767) // 65_535).astype(np.uint8))
+    if background is not None and image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
+    return image.convert("RGB")
