@@ -1,7 +1,7 @@
 """Text -> tokens, the same in training and in search.
 
 A tokenizer travels with every checkpoint as plain JSON (`spec`), so that search needs no vocabulary
-file. Ids follow T5: 0 pads, 1 ends a text.
+file. Ids follow T5, 0 pads and 1 ends a text, but for CLIP's (`dsi_jax.clip_bpe`).
 """
 
 import base64
@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 import sentencepiece
 
+from dsi_jax.clip_bpe import ClipTokenizer
+
 PAD_ID = 0
 END_ID = 1
 
@@ -29,8 +31,13 @@ class Tokenizer(Protocol):
 
     Attributes:
       vocab_size: the number of ids, pad and end included.
+      end_id: ends a text; the first of a row does.
+      pad_id: follows it.
       hash: SHA-256 of what determines the ids, in hexadecimal.
     """
+
+    end_id: int
+    pad_id: int
 
     @property
     def vocab_size(self) -> int: ...
@@ -46,7 +53,7 @@ class Tokenizer(Protocol):
           length: S >= 1.
 
         Returns:
-          int32 [B, S]: the first S - 1 ids of each text, then 1, then zeros.
+          int32 [B, S]: the first S - 1 ids of each text, then `end_id`, then `pad_id`s.
 
         Raises:
           ValueError: if the length is below 1.
@@ -66,6 +73,8 @@ class ByteTokenizer:
     """
 
     vocab_size = 259
+    end_id = END_ID
+    pad_id = PAD_ID
 
     @property
     def hash(self) -> str:
@@ -93,6 +102,9 @@ class SentencePieceTokenizer:
     Raises:
       ValueError: if the bytes are no SentencePiece model, or its pad and end ids are not 0 and 1.
     """
+
+    end_id = END_ID
+    pad_id = PAD_ID
 
     def __init__(self, model: bytes, extra_ids: int = 0):
         if extra_ids < 0:
@@ -194,8 +206,12 @@ def from_spec(spec: dict[str, Any]) -> Tokenizer:
     kind = spec.get("type")
     if kind == "byte":
         return ByteTokenizer()
+    if kind == "clip":
+        return ClipTokenizer.from_spec(spec)
     if kind != "sentencepiece":
-        raise ValueError(f"unknown type of tokenizer {kind!r}, expected 'byte' or 'sentencepiece'")
+        raise ValueError(
+            f"unknown type of tokenizer {kind!r}, expected 'byte', 'clip' or 'sentencepiece'"
+        )
     model = base64.b64decode(spec["model"])
     actual = hashlib.sha256(model).hexdigest()
     if actual != spec["sha256"]:
