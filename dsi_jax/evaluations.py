@@ -224,13 +224,15 @@ class Evaluations:
         seconds: float,
     ) -> tuple[list[str], dict[str, Any]]:
         table = self._prepared.table
+        what = f"docids {table.kind}" if self._method.decodes else self._method.title
         lines = [
-            f"{table.num_documents:,} documents, docids {table.kind}, {step:,} steps, "
+            f"{table.num_documents:,} documents, {what}, {step:,} steps, "
             f"{seconds / 60:.1f} minutes of training"
         ]
         summary: dict[str, Any] = {
             "step": step,
             "train_seconds": seconds,
+            "method": self._method.kind,
             "docids": table.kind,
             "documents": table.num_documents,
             "test": figures,
@@ -257,7 +259,8 @@ class Evaluations:
                 f"best_{_HEADLINE}": best,
             }
             if self._prepared.tasks and target.task == self._prepared.tasks.indexing:
-                lines.append(report.memorisation_line(past[-1]))
+                aim = "its docid" if self._method.decodes else "itself"
+                lines.append(report.memorisation_line(past[-1], aim))
             else:
                 count = min(len(past), self._evaluation.last)
                 lines.append(

@@ -138,6 +138,9 @@ class Predictor:
         Raises:
           Interrupted: `should_stop` said so.
         """
+        for _ in self._ranker.prepare(params):
+            if should_stop():
+                raise Interrupted
         rows, scores = [], []
         for start in range(0, len(examples), self._batch_size):
             if should_stop():
@@ -242,9 +245,7 @@ def _seqio_evaluator(
 ) -> seqio.Evaluator:
     tokenized = converters.is_tokenized(seqio.get_mixture_or_task(target.task))
     # A text is one string, however many tokens are kept of it: seqio has nothing to cut.
-    lengths = None
-    if tokenized:
-        lengths = {features.TARGETS: 1, features.IS_INDEXING: 1} | dict(feature_lengths)
+    lengths = converters.task_lengths(feature_lengths) if tokenized else None
     log_to: dict[str, Any] = {}
     if output_dir is not None:
         loggers = functools.partial(_SplitLoggers, split=target.split)

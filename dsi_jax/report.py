@@ -32,10 +32,10 @@ def retrieval_table(systems: Mapping[str, Figures]) -> str:
     return table(rows)
 
 
-def memorisation_line(figures: Figures) -> str:
+def memorisation_line(figures: Figures, aim: str = "its docid") -> str:
     """Hits@1 and @10 of documents that are asked back with their own text."""
     return (
-        f"memorised (document -> its docid): Hits@1 {_figure(figures, 'hits@1')}, "
+        f"memorised (document -> {aim}): Hits@1 {_figure(figures, 'hits@1')}, "
         f"Hits@10 {_figure(figures, 'hits@10')} of {int(figures['queries']):,} documents"
     )
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 from dsi_jax import checks, tokenizers
 from dsi_jax import searcher as searcher_lib
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.documents import Documents, FullTexts
-from dsi_jax.methods.base import Collection, Method, Ranker
+from dsi_jax.methods.base import Collection, Method
 from dsi_jax.methods.dsi import DSI
 from dsi_jax.methods.registry import method_of
 from dsi_jax.training import checkpoints
@@ -79,13 +80,14 @@ class Retriever:
         self.metadata = dict(metadata or {})
         self.method = method
         self.model = model
-        self.params = params
+        self.params = jax.device_put(params)
         self.collection = collection
         self.documents = documents
         self._constraint = constraint
         self._beam_size = beam_size
-        self._rankers: dict[int, Ranker] = {}
-        self._ranker(beam_size)  # now, so that what does not fit is said now
+        self._ranker = method.new_ranker(
+            model, collection, beam_size=self._capped(beam_size), constraint=constraint
+        )
 
     @classmethod
     def load(
@@ -159,7 +161,7 @@ class Retriever:
         for i, query in enumerate(queries):
             if not isinstance(query, str) or not query.strip():
                 raise ValueError(f"query {i} is {query!r}; expected a text that is not empty")
-        ranker = self._ranker(max(k, self._beam_size))
+        beam_size = self._capped(max(k, self._beam_size))
         tokenizer, length = self.collection.tokenizer, self.collection.lengths["inputs"]
         ranked: list[list[Hit]] = []
         for start in range(0, len(queries), _BATCH_SIZES[-1]):
@@ -167,7 +169,7 @@ class Retriever:
             size = next(s for s in _BATCH_SIZES if s >= len(chunk))
             tokens_BxS = tokenizer.encode_batch(chunk, length)
             batch = searcher_lib.text_batch(searcher_lib.pad_rows(tokens_BxS, size))
-            result = searcher_lib.to_host(ranker.search(self.params, batch))
+            result = searcher_lib.to_host(self._ranker.search(self.params, batch, beam_size))
             for i in range(len(chunk)):
                 keep = np.flatnonzero(result.valid[i] & (result.rows[i] >= 0))[:k]
                 ranked.append(
@@ -175,13 +177,8 @@ class Retriever:
                 )
         return ranked
 
-    def _ranker(self, beam_size: int) -> Ranker:
-        beam_size = searcher_lib.cap_beams(beam_size, self.collection.table, self._constraint)
-        if beam_size not in self._rankers:
-            self._rankers[beam_size] = self.method.new_ranker(
-                self.model, self.collection, beam_size=beam_size, constraint=self._constraint
-            )
-        return self._rankers[beam_size]
+    def _capped(self, beam_size: int) -> int:
+        return searcher_lib.cap_beams(beam_size, self.collection.table, self._constraint)
 
     def _hit(self, row: int, score: float) -> Hit:
         if self.documents is None:

@@ -206,6 +206,17 @@ def check(config: TrainConfig) -> None:
     checks.check_whole_numbers(least=0, RANDOM_SEED=config.random_seed)
     checks.check_fractions(DROPOUT_RATE=config.dropout_rate)
     config.method.check()
+    evaluation = config.evaluation
+    if evaluation is not None and evaluation.constraint == "free" and not config.method.decodes:
+        raise ValueError(
+            f"CONSTRAINT is 'free'; a {config.method.title} ranks documents and nothing else: "
+            "expected 'trie'"
+        )
+    if config.microbatches > 1 and config.method.whole_batches:
+        raise ValueError(
+            f"MICROBATCHES is {config.microbatches}; a {config.method.title} learns from the whole "
+            "batch at once: expected 1"
+        )
     if config.dtype not in (None, *_DTYPES):
         raise ValueError(f"DTYPE is {config.dtype!r}; expected one of {_DTYPES} or None")
     if config.task_feature_lengths is not None:

@@ -6,12 +6,12 @@ is what the other returns. Serving has one device; an evaluation while training 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from dsi_jax.decoding import adapter, trie
 from dsi_jax.decoding import constraint as constraint_lib
@@ -21,6 +21,7 @@ from dsi_jax.models.dsi import DSIModel
 from dsi_jax.training import partitioning
 
 CONSTRAINTS = ("trie", "free")
+Ranked = TypeVar("Ranked")  # a BeamResult, or whatever else has rows, scores and valid
 
 
 class Searcher:
@@ -54,28 +55,46 @@ class Searcher:
             raise ValueError(f"beam_size is {beam_size}; expected at least 1")
         check_table(model, table)
         self.beam_size = beam_size
-        self._mesh, self._rules = mesh, rules
+        self._model, self._mesh, self._rules = model, mesh, rules
+        self._searches: dict[int, adapter.SearchFn] = {}
         whole = None if mesh is None else partitioning.replicated(mesh)
-        trie_ = _place(trie.build_trie(table), whole)
+        trie_ = trie.build_trie(table)
+        trie_ = jax.device_put(trie_) if whole is None else partitioning.place(trie_, whole)
         self._rule = (
             constraint_lib.TrieConstraint(trie_)
             if constraint == "trie"
             else constraint_lib.Free(trie_)
         )
-        self._search = adapter.make_search(model, beam_size=beam_size, out_sharding=whole)
 
-    def search(self, params: Any, batch: Mapping[str, Any]) -> BeamResult:
+    def prepare(self, params: Any) -> Iterator[None]:
+        """Nothing: the docids lie in the parameters."""
+        del params
+        yield from ()
+
+    def search(
+        self, params: Any, batch: Mapping[str, Any], beam_size: int | None = None
+    ) -> BeamResult:
         """Rows [B, M], scores [B, M] and validity [B, M] of a batch, still on the device.
 
         Args:
           params: the parameters; with a mesh, global arrays on it.
           batch: NumPy arrays of the whole batch, the same on all processes.
+          beam_size: M; None: that of the searcher. Each is a program of its own.
         """
+        search = self._search_with(beam_size or self.beam_size)
         if self._mesh is None:
-            return self._search(params, batch, self._rule)
-        placed = _place(batch, partitioning.data_sharding(self._mesh))
+            return search(params, batch, self._rule)
+        placed = partitioning.place(batch, partitioning.data_sharding(self._mesh))
         with partitioning.activate(self._mesh, self._rules):
-            return self._search(params, placed, self._rule)
+            return search(params, placed, self._rule)
+
+    def _search_with(self, beam_size: int) -> adapter.SearchFn:
+        if beam_size not in self._searches:
+            whole = None if self._mesh is None else partitioning.replicated(self._mesh)
+            self._searches[beam_size] = adapter.make_search(
+                self._model, beam_size=beam_size, out_sharding=whole
+            )
+        return self._searches[beam_size]
 
 
 def cap_beams(beam_size: int, table: DocidTable, constraint: str) -> int:
@@ -111,18 +130,6 @@ def pad_rows(tokens_BxS: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([tokens_BxS, np.repeat(tokens_BxS[-1:], missing, axis=0)])
 
 
-def _place(tree: Any, sharding: NamedSharding | None) -> Any:
-    """Host arrays that all processes hold alike, put where `sharding` says."""
-    if sharding is None:
-        return jax.device_put(tree)
-
-    def put(array: np.ndarray) -> jax.Array:
-        array = np.asarray(array)
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-    return jax.tree.map(put, tree)
-
-
-def to_host(result: BeamResult) -> BeamResult:
+def to_host(result: Ranked) -> Ranked:
     """The result as NumPy arrays; waits for the device."""
     return jax.tree.map(np.asarray, result)

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from dsi_jax import evaluator, lenders, preflight
 from dsi_jax.evaluations import Evaluations
+from dsi_jax.methods.dsi import DSI
 from dsi_jax.progress import Progress
 from dsi_jax.run import Run, TrainConfig, set_up
 from dsi_jax.training import checkpoints, partitioning
@@ -135,6 +136,8 @@ def _first_state(
 
 def _identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
     identity = {name: metadata[name] for name in _IDENTITY}
+    if metadata["method"] != DSI.kind:  # which a checkpoint of before there were others has not
+        identity = {"method": metadata["method"]} | identity
     t5 = {k: v for k, v in metadata["model"]["t5"].items() if k not in _NO_IDENTITY}
     return identity | {"model": metadata["model"] | {"t5": t5}}
 

@@ -71,6 +71,12 @@ class DSIFeatureConverter(seqio.FeatureConverter):
         return {features.INPUTS: inputs, ROW: 1, features.IS_INDEXING: 1}
 
 
+def task_lengths(feature_lengths: Mapping[str, int]) -> dict[str, int]:
+    """Of a run's lengths (TASK_FEATURE_LENGTHS) those of the features that its tasks have."""
+    inputs = feature_lengths[features.INPUTS]
+    return {features.INPUTS: inputs, features.TARGETS: 1, features.IS_INDEXING: 1}
+
+
 def is_tokenized(provider: seqio.Task | seqio.Mixture) -> bool:
     """Whether the provider's `inputs` are token ids (True) or text (False).
 

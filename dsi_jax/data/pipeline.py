@@ -320,7 +320,7 @@ def _dataset(
 ) -> tf.data.Dataset:
     """Batches of flat examples in the global order."""
     converter = converters.DSIFeatureConverter(converters.is_tokenized(mixture))
-    lengths = {features.TARGETS: 1, features.IS_INDEXING: 1} | dict(feature_lengths)
+    lengths = converters.task_lengths(feature_lengths)
     dataset = mixture.get_dataset(
         sequence_length=lengths,
         split=split,

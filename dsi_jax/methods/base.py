@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -11,6 +12,8 @@ import jax
 from jax.sharding import Mesh
 
 from dsi_jax.decoding.beam import BeamResult
+from dsi_jax.dense.documents import DocumentInputs
+from dsi_jax.dense.top_k import Ranking
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.tokenizers import Tokenizer
@@ -26,13 +29,28 @@ class Collection:
       table: docid and key of each row.
       texts: text of each row, title included; None where only its tasks know a corpus.
       tokenizer: of the texts.
-      lengths: tokens kept of each feature.
+      lengths: tokens kept of each feature; `documents` are as long as `inputs` unless given.
     """
 
     table: DocidTable
     texts: Sequence[str] | None
     tokenizer: Tokenizer
     lengths: Mapping[str, int]
+
+    @functools.cached_property
+    def document_inputs(self) -> DocumentInputs:
+        """The documents as an encoder reads them.
+
+        Raises:
+          ValueError: there are no texts.
+        """
+        if self.texts is None:
+            raise ValueError(
+                "the documents themselves are needed, and there are none: training needs CORPUS, "
+                "a search needs documents.arrow in MODEL_DIR"
+            )
+        length = self.lengths.get("documents", self.lengths["inputs"])
+        return DocumentInputs(self.texts, self.tokenizer, length)
 
 
 class Stream(Protocol):
@@ -65,8 +83,19 @@ class Stream(Protocol):
 class Ranker(Protocol):
     """Ranks the rows of one collection for batches of queries."""
 
-    def search(self, params: Any, batch: Mapping[str, Any]) -> BeamResult:
-        """Rows, scores and validity [B, M] of a batch, best first, still on the device."""
+    def prepare(self, params: Any) -> Iterator[None]:
+        """Does what these parameters need before their first search, with pauses in between."""
+
+    def search(
+        self, params: Any, batch: Mapping[str, Any], beam_size: int | None = None
+    ) -> BeamResult | Ranking:
+        """Rows, scores and validity [B, M] of a batch, best first, still on the device.
+
+        Args:
+          params: the parameters.
+          batch: NumPy arrays of the whole batch, the same on all processes.
+          beam_size: M; None: that of the ranker.
+        """
 
 
 class Method(Protocol):
@@ -78,11 +107,13 @@ class Method(Protocol):
       kind: its name in checkpoints.
       title: its name in reports.
       decodes: whether it decodes docids, so that an unconstrained search may miss all documents.
+      whole_batches: whether the loss of a batch is more than that of its parts.
     """
 
     kind: str
     title: str
     decodes: bool
+    whole_batches: bool
 
     def check(self) -> None:
         """Raises where a choice is impossible.

@@ -31,6 +31,7 @@ class DSI:
     kind: ClassVar[str] = "dsi"
     title: ClassVar[str] = "DSI"
     decodes: ClassVar[bool] = True
+    whole_batches: ClassVar[bool] = False
 
     z_loss: float = 0.0
     label_smoothing: float = 0.0

@@ -7,8 +7,9 @@ from typing import Any
 
 from dsi_jax.methods.base import Method
 from dsi_jax.methods.dsi import DSI
+from dsi_jax.methods.dual_encoder import DualEncoder
 
-_METHODS: dict[str, type[Method]] = {method.kind: method for method in (DSI,)}
+_METHODS: dict[str, type[Method]] = {method.kind: method for method in (DSI, DualEncoder)}
 
 
 def method_of(metadata: Mapping[str, Any]) -> Method:

@@ -34,6 +34,7 @@ LOGICAL_AXIS_RULES: LogicalRules = (
     ("mlp", "model"),
     ("embed", "fsdp"),
     ("kv", None),
+    ("embedding", None),
     ("length", None),
     ("relpos_buckets", None),
     ("beams", None),
@@ -224,6 +225,24 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(sharding, local, (rows, *local.shape[1:]))
 
     return jax.tree.map(put, batch)
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Puts arrays that all processes hold whole, and alike, where `sharding` says.
+
+    Args:
+      tree: of NumPy arrays, or arrays held whole.
+      sharding: of each of them.
+
+    Returns:
+      The same tree of global jax.Arrays.
+    """
+
+    def put(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree)
 
 
 def fit_rules(rules: LogicalRules, params: Any, mesh: Mesh) -> LogicalRules:

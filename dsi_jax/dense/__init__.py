@@ -1,0 +1,1 @@
+"""Dense retrieval: embeddings of documents, and exact search among them."""

@@ -1,0 +1,49 @@
+"""The documents of a collection as a dual encoder reads them: by row, tokenized once."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dsi_jax.tokenizers import Tokenizer
+
+_TEXTS_AT_A_TIME = 10_000  # bounds what lies about as Python lists while tokenizing
+
+
+class DocumentInputs:
+    """Inputs of the document's tower for any rows; tokenized when first asked for.
+
+    Args:
+      texts: text of each row.
+      tokenizer: of the texts.
+      length: S, tokens kept of a text.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, length: int) -> None:
+        self._texts, self._tokenizer, self._length = texts, tokenizer, length
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __call__(self, rows_B: np.ndarray) -> dict[str, np.ndarray]:
+        """{"tokens": int32 [B, S], "mask": bool [B, S]} of documents."""
+        tokens_BxS = self._tokens_NxS[rows_B]
+        return {"tokens": tokens_BxS, "mask": tokens_BxS != 0}
+
+    def shapes(self, batch_size: int) -> dict[str, Any]:
+        """ShapeDtypeStructs of the inputs of so many documents."""
+        shape = (batch_size, self._length)
+        return {
+            "tokens": jax.ShapeDtypeStruct(shape, np.int32),
+            "mask": jax.ShapeDtypeStruct(shape, np.bool_),
+        }
+
+    @functools.cached_property
+    def _tokens_NxS(self) -> np.ndarray:
+        starts = range(0, len(self._texts), _TEXTS_AT_A_TIME)
+        batches = (self._texts[start : start + _TEXTS_AT_A_TIME] for start in starts)
+        return np.concatenate(
+            [self._tokenizer.encode_batch(batch, self._length) for batch in batches]
+        )

@@ -1,0 +1,105 @@
+"""Dense search of one collection: the query's embedding against all documents'."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+
+from dsi_jax.dense import top_k
+from dsi_jax.dense.documents import DocumentInputs
+from dsi_jax.dense.embedding import DocumentEmbedder
+from dsi_jax.training import partitioning
+
+
+class DenseSearcher:
+    """Ranks the documents of one collection exactly; as `dsi_jax.searcher.Searcher` ranks docids.
+
+    The documents are embedded at the first search with some parameters, and forgotten as soon as
+    those parameters are.
+
+    Args:
+      model: a dual encoder.
+      inputs: of the documents.
+      beam_size: M, rows a query.
+      mesh: where the parameters lie; None: on one device.
+      rules: logical axis rules, fitted to the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: DocumentInputs,
+        *,
+        beam_size: int = 10,
+        mesh: Mesh | None = None,
+        rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
+    ) -> None:
+        if mesh is None:
+            mesh = partitioning.make_mesh(partitioning.MeshConfig(data=1), jax.devices()[:1])
+        self.beam_size = beam_size
+        self._mesh, self._rules, self._num_documents = mesh, rules, len(inputs)
+        self._embedder = DocumentEmbedder(model, inputs, mesh=mesh, rules=rules)
+        self._embeddings: jax.Array | None = None
+        self._embedded_by: list[weakref.ref] = []
+        self._search = jax.jit(functools.partial(_search, model, mesh), static_argnames="beam_size")
+
+    def prepare(self, params: Any) -> Iterator[None]:
+        """Embeds the documents, if these parameters have not; pauses after each batch."""
+        leaves = jax.tree.leaves(params)
+        known = [reference() for reference in self._embedded_by]
+        if self._embeddings is not None and all(
+            mine is given for mine, given in zip(known, leaves, strict=True)
+        ):
+            return
+        self._forget()
+        for embeddings_PxNxE in self._embedder.batches(params):
+            filled = embeddings_PxNxE
+            yield
+        self._embeddings = filled
+        self._embedded_by = [weakref.ref(leaf, self._forget) for leaf in leaves]
+
+    def search(
+        self, params: Any, batch: Mapping[str, Any], beam_size: int | None = None
+    ) -> top_k.Ranking:
+        """Rows, scores and validity [B, M] of a batch, still on the device.
+
+        Args:
+          params: the parameters; with several devices, global arrays on the mesh.
+          batch: NumPy arrays of the whole batch, the same on all processes.
+          beam_size: M; None: that of the searcher.
+        """
+        for _ in self.prepare(params):
+            pass
+        queries = partitioning.place(batch["text"], partitioning.data_sharding(self._mesh))
+        with partitioning.activate(self._mesh, self._rules):
+            return self._search(
+                params,
+                queries,
+                self._embeddings,
+                self._num_documents,
+                beam_size=min(beam_size or self.beam_size, self._num_documents),
+            )
+
+    def _forget(self, reference: weakref.ref | None = None) -> None:
+        del reference
+        self._embeddings, self._embedded_by = None, []
+
+
+def _search(
+    model: nn.Module,
+    mesh: Mesh,
+    params: Any,
+    queries: Any,
+    embeddings_PxNxE: jax.Array,
+    num_documents: jax.Array,
+    *,
+    beam_size: int,
+) -> top_k.Ranking:
+    queries_BxE = model.apply({"params": params}, queries, method="encode_query")
+    return top_k.exact_top_k(queries_BxE, embeddings_PxNxE, num_documents, k=beam_size, mesh=mesh)
