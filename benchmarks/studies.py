@@ -59,19 +59,38 @@ class Run:
 def ablations(corpus: Path, vocabulary: Path, seeds: int, steps: int) -> list[Run]:
     """Strategy x form x docid kind; every run is decoded with the trie and without it.
 
-    With several seeds, one factor at a time is repeated; the full cross is run with the first.
+    With several seeds, one factor at a time is repeated; the full cross is run with the first. A
+    dual encoder of the same model, trained on the same questions, stands beside each seed.
     """
     cross = [(s, f, k) for s in STRATEGIES for f in FORMS for k in KINDS]
     cross = [(s, f, k) for s, f, k in cross if s != "none" or f == "first"]
     alone = [(s, f, k) for s, f, k in cross if s == "inputs2targets" or f == "first"]
     cells = [(cell, seed) for seed in range(seeds) for cell in alone]
     cells += [(cell, 0) for cell in cross if cell not in alone]
-    return [
+    dual_encoders = [
+        Run(
+            "ablations",
+            f"dual_encoder-{seed}",
+            (
+                "--gin_file=experiments/own_text_dual.gin",
+                *_common(corpus, steps, seed),
+                f"--gin.VOCABULARY={vocabulary}",
+                "--gin.TASK_FEATURE_LENGTHS={'inputs': 16, 'documents': 64}",
+                "--gin.BATCH_SIZE=64",
+                "--gin.CHUNK_RATIO=0",
+                f"--gin.EVAL_PERIOD={steps}",
+            ),
+            {"strategy": "dual encoder", "form": "first", "docids": "none", "seed": seed},
+        )
+        for seed in range(seeds)
+    ]
+    return dual_encoders + [
         Run(
             "ablations",
             f"{strategy}-{form}-{kind}-{seed}",
             (
-                *_common(corpus, kind, steps, seed),
+                *_index(kind),
+                *_common(corpus, steps, seed),
                 f"--gin.VOCABULARY={vocabulary}",
                 "--gin.TASK_FEATURE_LENGTHS={'inputs': 16}",
                 "--gin.BATCH_SIZE=32",
@@ -95,7 +114,8 @@ def report(corpus: Path, vocabulary: Path, seeds: int, steps: int) -> list[Run]:
             "report",
             f"{kind}-{seed}",
             (
-                *_common(f"{corpus}#1000", kind, steps, seed),
+                *_index(kind),
+                *_common(f"{corpus}#1000", steps, seed),
                 "--gin.VOCABULARY_SIZE=4000",
                 "--gin.BATCH_SIZE=64",
                 "--gin.CHUNK_RATIO=0",
@@ -116,7 +136,8 @@ def forgetting(corpus: Path, vocabulary: Path, seeds: int, steps: int) -> list[R
             "forgetting",
             f"{name}-{seed}",
             (
-                *_common(f"{corpus}#1000", "atomic", steps, seed),
+                *_index("atomic"),
+                *_common(f"{corpus}#1000", steps, seed),
                 "--gin.VOCABULARY_SIZE=4000",
                 "--gin.BATCH_SIZE=32",
                 "--gin.INDEXING_RATIO=2",
@@ -139,10 +160,12 @@ STUDIES = {
 }
 
 
-def _common(corpus: Path | str, kind: str, steps: int, seed: int) -> tuple[str, ...]:
+def _index(kind: str) -> tuple[str, ...]:
+    return ("--gin_file=experiments/own_text.gin", f"--gin_file=docids/{kind}.gin")
+
+
+def _common(corpus: Path | str, steps: int, seed: int) -> tuple[str, ...]:
     return (
-        "--gin_file=experiments/own_text.gin",
-        f"--gin_file=docids/{kind}.gin",
         f"--gin.CORPUS={corpus}",
         f"--gin.TRAIN_STEPS={steps}",
         f"--gin.RANDOM_SEED={seed}",
@@ -246,28 +269,30 @@ def _command(mode: str, *arguments: str, core: int | None = None) -> None:
 
 
 def results(directory: Path) -> dict[str, Any]:
-    """Figures of a finished run, in percent."""
+    """Figures of a finished run, in percent; a dual encoder has fewer."""
     summary = json.loads((directory / "report.json").read_text())
     found: dict[str, Any] = {"train_seconds": round(summary["train_seconds"], 1)}
     (name,) = summary["test"]
-    (free,) = (directory / "inference_eval_free").glob(f"{name}-metrics.jsonl")
+    free = _last(directory / "inference_eval_free" / f"{name}-metrics.jsonl")
     for constraint, figures in (
         ("trie", summary["test"][name]),
-        ("free", _last(free)),
+        ("free", free),
         ("bm25", summary.get("bm25", {})),
     ):
         for metric in ("hits@1", "hits@10"):
             for group in ("", "/seen", "/unseen"):
                 if metric + group in figures:
                     found[f"{constraint}_{metric}{group}"] = _percent(figures[metric + group])
-    found["invalid"] = _percent(_last(free)["invalid_rate"])
-    (indexing,) = (directory / "inference_eval").glob("*_indexing_train-metrics.jsonl")
-    found["memorised"] = _percent(_last(indexing)["hits@1"])
+    if free:
+        found["invalid"] = _percent(free["invalid_rate"])
+    for indexing in (directory / "inference_eval").glob("*_indexing_train-metrics.jsonl"):
+        found["memorised"] = _percent(_last(indexing)["hits@1"])
     return found
 
 
 def _last(path: Path) -> dict[str, float]:
-    return json.loads(path.read_text().splitlines()[-1])
+    """The last line of a metrics file; empty where there is none."""
+    return json.loads(path.read_text().splitlines()[-1]) if path.exists() else {}
 
 
 def _percent(value: float) -> float:

@@ -11,6 +11,8 @@ from tests.small_corpus import write_corpus
 
 def test_ablations_vary_one_factor_with_every_seed_and_cross_them_once(tmp_path):
     runs = studies.ablations(tmp_path / "c", tmp_path / "v", seeds=2, steps=10)
+    assert [run.name for run in runs[:2]] == ["dual_encoder-0", "dual_encoder-1"]
+    runs = runs[2:]
     cells = [tuple(run.labels[name] for name in ("strategy", "form", "docids")) for run in runs]
     crossed = {
         (strategy, form, kind)
@@ -72,7 +74,7 @@ def test_figures_of_a_finished_run_are_percent(finished, capsys):
         "invalid": 12.5,
         "memorised": 50.0,
     }
-    (run,) = studies.ablations(finished, finished, seeds=1, steps=20)[1:2]
+    (run,) = studies.ablations(finished, finished, seeds=1, steps=20)[2:3]
     assert run.name == finished.name
     (found,) = studies.run_all([run], finished.parent, jobs=1)  # found, not run again
     assert found["memorised"] == 50.0
