@@ -15,6 +15,7 @@ CORE = [
     "flax>=0.12,<0.13",
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
+    "tensorstore>=0.1.84",
     "transformers>=4.56,<5",  # the last line with Flax classes
     "safetensors>=0.5",
     "huggingface_hub",
@@ -54,6 +55,7 @@ EXTRAS = {
         "import-linter>=2.0",
         "ir-measures>=0.3.7",
         "matplotlib>=3.8",
+        "msgpack>=1.0",
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ruff>=0.17,<0.18",

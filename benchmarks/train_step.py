@@ -26,7 +26,7 @@ import torch
 import transformers
 
 from benchmarks import timing
-from dsi_jax.convert import huggingface
+from dsi_jax.convert import huggingface, text_model
 from dsi_jax.docids.naive import NaiveString
 from dsi_jax.models import sizes
 from dsi_jax.models.dsi import DSIConfig, DSIModel, shift_right
@@ -180,7 +180,7 @@ def compare(args: argparse.Namespace, cores: int) -> dict[str, Any]:
     steps = {
         "torch": theirs,
         "text": our_step(text, params, batch, precision),
-        "compact": our_step(compact, huggingface.lend(params, as_text_V), compact_batch, precision),
+        "compact": our_step(compact, text_model.lend(params, as_text_V), compact_batch, precision),
     }
     losses = assert_equal_losses(steps["text"], steps["torch"], args.dtype)
     timings = timing.measure(steps, rounds=args.rounds)

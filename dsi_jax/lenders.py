@@ -1,10 +1,10 @@
-"""Weights to start from: a checkpoint of ours, or a T5 of Hugging Face."""
+"""Weights to start from: a checkpoint of ours, or a T5 of Hugging Face or T5X."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,8 +13,9 @@ import numpy as np
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from dsi_jax.convert import huggingface
+from dsi_jax.convert import huggingface, t5x, text_model
 from dsi_jax.docids.table import DocidTable
+from dsi_jax.models import stacking
 from dsi_jax.models.dsi import TEXT_SPACE, DSIConfig
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.tokenizers import Tokenizer
@@ -53,34 +54,41 @@ class Lender(Protocol):
     ) -> Any:
         """`params` of a new model with what is borrowed put in its place.
 
+        The lender's layers are stacked, or not, as the borrower's; so are the paths of the map.
+
         Raises:
           ValueError: a pattern matches nothing, or shapes differ.
         """
 
 
 def open_lender(path: str | Path) -> Lender:
-    """Opens a checkpoint of ours, a MODEL_DIR, or a Hugging Face directory.
+    """Opens a checkpoint of ours or of T5X, a MODEL_DIR, or a Hugging Face directory.
 
     Raises:
       ValueError, FileNotFoundError: it is none of these; the path is named.
     """
     path = Path(path).expanduser()
     if (path / "config.json").is_file():
-        return HuggingFaceLender(path)
+        return TextLender(path, huggingface.load_t5_config(path), huggingface.load_t5)
+    if directory := t5x.find_checkpoint(path):
+        return TextLender(directory, t5x.load_t5_config(directory), t5x.load_t5)
     if path.is_dir():
         return CheckpointLender(checkpoints.latest_checkpoint(path))
     raise FileNotFoundError(
-        f"INITIAL_CHECKPOINT_PATH {path} does not exist; expected a checkpoint, a MODEL_DIR or a "
-        "Hugging Face directory with config.json"
+        f"INITIAL_CHECKPOINT_PATH {path} does not exist; expected a checkpoint, a MODEL_DIR, a "
+        "Hugging Face directory with config.json or a checkpoint of T5X"
     )
 
 
-class HuggingFaceLender:
-    """A T5 in Hugging Face's format; digits of docids borrow the rows of T5's digits."""
+class TextLender:
+    """A T5 in another library's format; digits of docids borrow the rows of T5's digits."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, t5: T5Config, load: Callable[[Path], tuple[T5Config, Any]]
+    ) -> None:
         self._directory = directory
-        self.t5 = huggingface.load_t5_config(directory)
+        self._load = load
+        self.t5 = t5
 
     def vocab_size_for(self, tokenizer: Tokenizer) -> int:
         """See `Lender`."""
@@ -90,12 +98,13 @@ class HuggingFaceLender:
         self, borrower: Borrower, params: Any, assignment_map: assignment.AssignmentMap | None
     ) -> Any:
         """See `Lender`."""
-        _, text_params = huggingface.load_t5(self._directory)
+        _, text_params = self._load(self._directory)
         if borrower.config.docid_space == TEXT_SPACE:
             lent = _with_new_tokens(text_params, params)
         else:
             rows = docid_rows(borrower.table, borrower.tokenizer)
-            lent = huggingface.lend(text_params, rows, _docid_parameters(params))
+            lent = text_model.lend(text_params, rows, _docid_parameters(params))
+        lent = stacking.arrange_layers(lent, stacked=borrower.config.t5.scan_layers)
         return assignment.apply_assignment_map(params, lent, assignment_map or ())
 
 
@@ -123,6 +132,7 @@ class CheckpointLender:
     ) -> Any:
         """See `Lender`."""
         lent = checkpoints.load_params(self._directory)
+        lent = stacking.arrange_layers(lent, stacked=borrower.config.t5.scan_layers)
         own = traverse_util.flatten_dict(params, sep="/")
         in_text = (borrower.config.docid_space == TEXT_SPACE, self._space == TEXT_SPACE)
         same = borrower.table.hash == self._metadata["docid_table_hash"]

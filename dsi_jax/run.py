@@ -30,6 +30,7 @@ from dsi_jax.training import state as state_lib
 from dsi_jax.training import step as step_lib
 
 _DTYPES = ("float32", "bfloat16")
+_MODEL_OPTIONS = ("dropout_rate", "dtype", "remat", "scan_layers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +75,17 @@ class TrainConfig:
         size of the corpus, or the lender's where weights are borrowed.
       dropout_rate: in [0, 1); None: the model's own.
       dtype: "float32" or "bfloat16", of the matrix products; None: the model's own.
-      remat: compute activations anew in the backward pass; None: the model's own.
+      remat: compute activations anew in the backward pass, all (True) or all but the products with
+        kernels ("minimal"); None: the model's own.
+      scan_layers: compile one layer and scan over all; None: the model's own, or the lender's.
       task_feature_lengths: tokens kept of each feature, {"inputs": 32}.
       train_steps: steps in all, those before a resumption included; None: from the corpus.
       batch_size: examples a step over all devices; None: from the corpus.
       microbatches: parts of a batch that are computed one after the other.
       mesh: sizes of the mesh's axes.
       random_seed: of parameters, dropout and the order of the data.
-      initial_checkpoint_path: weights to start from: a checkpoint of ours or a Hugging Face T5
-        directory. Ignored once MODEL_DIR has a checkpoint.
+      initial_checkpoint_path: weights to start from: a checkpoint of ours, or a T5 of Hugging Face
+        or T5X. Ignored once MODEL_DIR has a checkpoint.
       assignment_map: (pattern of our path, lender's path or None) pairs; None: all of the lender's
         weights, those of its docids for the same docid table only.
       use_cached_tasks: read what `seqio_cache_tasks` wrote.
@@ -98,7 +101,8 @@ class TrainConfig:
     model: T5Config | None = None
     dropout_rate: float | None = None
     dtype: str | None = None
-    remat: bool | None = None
+    remat: bool | str | None = None
+    scan_layers: bool | None = None
     task_feature_lengths: Mapping[str, int] | None = None
     train_steps: int | None = None
     batch_size: int | None = None
@@ -219,6 +223,8 @@ def check(config: TrainConfig) -> None:
         )
     if config.dtype not in (None, *_DTYPES):
         raise ValueError(f"DTYPE is {config.dtype!r}; expected one of {_DTYPES} or None")
+    if isinstance(config.remat, str) and config.remat != "minimal":
+        raise ValueError(f"REMAT is {config.remat!r}; expected True, False, 'minimal' or None")
     if config.task_feature_lengths is not None:
         preflight.check_lengths(config.task_feature_lengths)
 
@@ -375,7 +381,7 @@ def _step_of(path: Path) -> int:
 
 def _with_options(t5: T5Config, config: TrainConfig) -> T5Config:
     """The architecture with the run's own options in place of the model's."""
-    options = {name: getattr(config, name) for name in ("dropout_rate", "dtype", "remat")}
+    options = {name: getattr(config, name) for name in _MODEL_OPTIONS}
     return dataclasses.replace(t5, **{k: v for k, v in options.items() if v is not None})
 
 

@@ -28,7 +28,7 @@ MESHES = {
 }
 
 
-def make_model(vocab_size: int = 12) -> DSIModel:
+def make_model(vocab_size: int = 12, num_layers: int = 1, **options) -> DSIModel:
     # Wide enough for Adafactor to factor the second moments of some matrices, not of others.
     t5 = T5Config(
         vocab_size=32,
@@ -36,9 +36,10 @@ def make_model(vocab_size: int = 12) -> DSIModel:
         num_heads=4,
         head_dim=8,
         mlp_dim=128,
-        num_encoder_layers=1,
-        num_decoder_layers=1,
+        num_encoder_layers=num_layers,
+        num_decoder_layers=num_layers,
         dropout_rate=0.1,
+        **options,
     )
     return DSIModel(DSIConfig(t5, docid_vocab_size=vocab_size, docid_length=LENGTH))
 
@@ -63,9 +64,9 @@ def make_batch(index: int = 0) -> dict:
 class Run:
     """A model, an optimizer and a step on a mesh."""
 
-    def __init__(self, config: MeshConfig, optimizer=None, devices=None, vocab_size=12, **options):
+    def __init__(self, config: MeshConfig, optimizer=None, devices=None, model=None, **options):
         optimizer = optimizer or Adafactor(SCHEDULE)
-        self.model, self.optimizer = make_model(vocab_size), optimizer.build(10)
+        self.model, self.optimizer = model or make_model(), optimizer.build(10)
         self.mesh = partitioning.make_mesh(config, devices)
         self.boxed = param_shapes(self.model, make_batch())
         self.rules = partitioning.fit_rules(partitioning.LOGICAL_AXIS_RULES, self.boxed, self.mesh)
@@ -142,6 +143,19 @@ def test_parameters_and_moments_are_split():
     assert state.step.sharding.is_fully_replicated
 
 
+def test_stacked_layers_are_never_split_and_train_as_on_one_device():
+    model = make_model(num_layers=2, scan_layers=True, remat=True)
+    one = Run(MeshConfig(), devices=jax.devices()[:1], model=model)
+    run = Run(MESHES["all"], model=model)
+    state = run.init()
+    leaf = state.params["decoder"]["decoder"]["mlp"]["wi"]["kernel"]
+    assert leaf.shape == (128, 2, 128)
+    assert leaf.sharding.spec == PartitionSpec("fsdp", None, "model")
+    _, expected = one.train(one.init(), 0, 2)
+    _, losses = run.train(state, 0, 2)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
 def test_rows_and_columns_of_adafactor_are_replicated():
     run = Run(MESHES["all"])
     factored = run.shapes.opt_state[0]
@@ -164,7 +178,7 @@ def test_constraints_of_activations_are_active():
 
 def test_an_uneven_vocabulary_is_replicated_with_a_warning():
     with pytest.warns(UserWarning, match=r"logical axis vocab is replicated: docid_embedder/embed"):
-        run = Run(MeshConfig(data=4, model=2), vocab_size=13)
+        run = Run(MeshConfig(data=4, model=2), model=make_model(vocab_size=13))
     assert dict(run.rules)["vocab"] is None
     assert dict(run.rules)["mlp"] == "model"
     # Neither parameters nor the constraints of activations ask for a split.

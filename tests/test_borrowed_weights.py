@@ -1,5 +1,6 @@
-"""Runs that start from borrowed weights: a T5 of Hugging Face, a checkpoint of ours."""
+"""Runs that start from borrowed weights: a T5 of Hugging Face or T5X, a checkpoint of ours."""
 
+import dataclasses
 import random
 import string
 
@@ -7,14 +8,17 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from dsi_jax import lenders, tokenizers, train
-from dsi_jax.convert import huggingface
+from dsi_jax.convert import huggingface, text_model
 from dsi_jax.data import corpora
 from dsi_jax.docids.naive import NaiveString
+from dsi_jax.models import stacking
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.training import checkpoints
+from tests import t5x_checkpoint
 from tests.small_corpus import write_corpus
 
 T5 = T5Config(
@@ -124,6 +128,82 @@ def test_checkpoint_lends_all_but_the_docids_of_another_table(corpus, lender, tm
         second["encoder"],
     )
     assert second["docid_embedder"]["embedding"].shape == (62, 16)
+
+
+def test_layers_are_stacked_and_unstacked_as_the_run_asks(corpus, lender, tmp_path):
+    def run(name, origin, scan_layers):
+        options = [f"--gin.INITIAL_CHECKPOINT_PATH={origin}", "--gin.TRAIN_STEPS=1"]
+        options += [f"--gin.SCAN_LAYERS={scan_layers}", "--gin.LEARNING_RATE=0.0"]
+        assert train.main(arguments(corpus, tmp_path / name, *options)) == 0
+        return checkpoints.load_params(tmp_path / name / "checkpoint_1")
+
+    scanned = run("scanned", lender, True)
+    assert scanned["encoder"]["encoder"]["mlp"]["wo"]["kernel"].shape == (32, 1, 16)
+    apart = run("apart", tmp_path / "scanned", False)
+    again = run("again", tmp_path / "apart", True)
+    unstacked = run("as_the_lender", lender, None)
+
+    def assert_close(found, expected):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected
+        )
+
+    assert_close(apart, stacking.unstack_layers(scanned))
+    assert_close(apart, unstacked)
+    assert_close(again, scanned)
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["one_by_one", "scanned"])
+def test_finetuning_starts_from_a_checkpoint_of_t5x(corpus, lender, tmp_path, scan):
+    # v1.1 of t5x/examples/t5, or what scalable_t5 writes: stacked, with a position bias a layer.
+    config = dataclasses.replace(
+        T5,
+        mlp_activations=("gelu", "linear"),
+        tie_embeddings=False,
+        relpos_per_layer=scan,
+        num_decoder_layers=2,
+    )
+    rng = np.random.default_rng(0)
+    flat = {
+        path: rng.standard_normal(shape).astype(np.float32)
+        for path, shape in text_model.parameter_shapes(config).items()
+    }
+    target = t5x_checkpoint.scalable_target(flat, T5.num_heads, scan=True) if scan else flat
+    t5x_checkpoint.write_checkpoint(tmp_path / "t5x" / "checkpoint_9", target, chunk=300)
+    options = [
+        f"--gin.INITIAL_CHECKPOINT_PATH={tmp_path / 't5x'}",
+        f"--gin.VOCABULARY={lender / 'spiece.model'}",
+        "--gin.TRAIN_STEPS=1",
+        "--gin.LEARNING_RATE=0.0",
+    ]
+    assert train.main(arguments(corpus, tmp_path / "model", *options)) == 0
+    saved = checkpoints.load_params(tmp_path / "model" / "checkpoint_1")
+    metadata = checkpoints.load_metadata(tmp_path / "model" / "checkpoint_1")
+    found = T5Config.from_json(metadata["model"]["t5"])
+    assert found == dataclasses.replace(config, scan_layers=scan)
+    saved = traverse_util.flatten_dict(stacking.unstack_layers(saved), sep="/")
+    for path, value in flat.items():
+        if path != "decoder/logits_dense/kernel":
+            np.testing.assert_allclose(saved[path], value, rtol=1e-5, atol=1e-6, err_msg=path)
+    tokenizer = tokenizers.SentencePieceTokenizer.from_file(lender / "spiece.model")
+    rows = lenders.docid_rows(NaiveString().build([f"d{i}" for i in range(60)], ""), tokenizer)
+    np.testing.assert_allclose(
+        saved["decoder/logits_dense/kernel"],
+        flat["decoder/logits_dense/kernel"][:, rows],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_t5x_lender_needs_a_vocabulary(corpus, tmp_path, capsys):
+    target = {path: np.ones(shape, "f4") for path, shape in text_model.parameter_shapes(T5).items()}
+    directory = t5x_checkpoint.write_checkpoint(tmp_path / "checkpoint_9", target, chunk=300)
+    options = [f"--gin.INITIAL_CHECKPOINT_PATH={directory}", "--gin.TRAIN_STEPS=1"]
+    assert train.main(arguments(corpus, tmp_path / "model", *options)) == 2
+    assert "VOCABULARY" in capsys.readouterr().err
+    (directory / "checkpoint").write_bytes(b"damaged")
+    assert train.main(arguments(corpus, tmp_path / "model", *options)) == 2
+    assert "no index of a T5X checkpoint, or damaged" in capsys.readouterr().err
 
 
 def test_vocabulary_too_large_for_the_lender_is_an_error(corpus, lender, tmp_path, capsys):

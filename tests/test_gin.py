@@ -118,7 +118,7 @@ def test_misspelt_literal_is_refused(word):
         ("RANDOM_SEED", "True", r"RANDOM_SEED is True \(bool\); expected a whole number"),
         ("TRAIN_STEPS", "1e3", r"TRAIN_STEPS is 1000.0 \(float\); expected a whole number"),
         ("EVAL_PERIOD", "abc", r"EVAL_PERIOD is 'abc'.*whole number or None"),
-        ("REMAT", "1", r"REMAT is 1 \(int\); expected True or False or None"),
+        ("REMAT", "1", r"REMAT is 1 \(int\); expected True or False or a text"),
         ("TASK_FEATURE_LENGTHS", "32", r"TASK_FEATURE_LENGTHS is 32 \(int\); expected a dict"),
         ("OPTIMIZER", "adamw", r"OPTIMIZER is 'adamw'.*expected an object Optimizer"),
         ("MODEL", "t5_tiny", r"MODEL is 't5_tiny'.*expected an object T5Config or None"),
@@ -143,10 +143,13 @@ def test_types_of_a_configuration_made_in_python_are_checked():
 def test_run_options_replace_those_of_the_model():
     parse("experiments/own_text.gin", MODEL_DIR="x", CORPUS="y", DROPOUT_RATE="0.25")
     config = evaluated(gin.query_parameter("dsi_jax.trainer.train.config"))
-    config = dataclasses.replace(config, dtype="bfloat16", remat=True)
+    with pytest.raises(ValueError, match="REMAT is 'all'; expected True, False, 'minimal'"):
+        run.check(dataclasses.replace(config, remat="all"))
+    config = dataclasses.replace(config, dtype="bfloat16", remat="minimal", scan_layers=True)
     assert config.model is None
     t5 = run._with_options(sizes.t5_tiny(), config)
-    assert t5 == sizes.t5_tiny(dropout_rate=0.25, dtype="bfloat16", remat=True)
+    expected = sizes.t5_tiny(dropout_rate=0.25, dtype="bfloat16", remat="minimal")
+    assert t5 == dataclasses.replace(expected, scan_layers=True)
 
 
 def test_path_needs_no_quotes_and_literals_stay_literals():

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from dsi_jax.convert import huggingface
+from dsi_jax.convert import huggingface, text_model
+from dsi_jax.models import stacking
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.models.t5 import T5Config
 
@@ -28,10 +29,11 @@ V1_0 = T5Config(
     dropout_rate=0.05,
 )
 V1_1 = dataclasses.replace(V1_0, mlp_activations=("gelu", "linear"), tie_embeddings=False)
-VERSIONS = pytest.mark.parametrize("config", [V1_0, V1_1], ids=["v1_0", "v1_1"])
+UMT5 = dataclasses.replace(V1_1, relpos_per_layer=True)
+VERSIONS = pytest.mark.parametrize("config", [V1_0, V1_1, UMT5], ids=["v1_0", "v1_1", "umt5"])
 
 
-def text_model(config: T5Config) -> DSIModel:
+def text_model_of(config: T5Config) -> DSIModel:
     return DSIModel(DSIConfig(config, config.vocab_size, LENGTH, "text"))
 
 
@@ -51,9 +53,9 @@ def random_params(config: T5Config, seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
     flat = {
         path: (path.endswith("/scale") + 0.1 * rng.standard_normal(shape)).astype(np.float32)
-        for path, shape in huggingface._shapes(config).items()
+        for path, shape in text_model.parameter_shapes(config).items()
     }
-    return huggingface.unflatten_dict(flat, sep="/")
+    return unflatten_dict(flat, sep="/")
 
 
 def assert_equal_params(found: dict, expected: dict) -> None:
@@ -72,9 +74,9 @@ def torch():
 
 def torch_logits(torch, directory, batch: dict) -> np.ndarray:
     """Logits of transformers' T5 read from `directory`, which must hold all of its weights."""
-    from transformers import T5ForConditionalGeneration
+    from transformers import AutoModelForSeq2SeqLM
 
-    model, report = T5ForConditionalGeneration.from_pretrained(directory, output_loading_info=True)
+    model, report = AutoModelForSeq2SeqLM.from_pretrained(directory, output_loading_info=True)
     assert not any(report.values()), report
     with torch.no_grad():
         output = model.eval()(
@@ -86,11 +88,12 @@ def torch_logits(torch, directory, batch: dict) -> np.ndarray:
 
 
 def save_random_torch_model(torch, directory, config: T5Config, **options) -> None:
-    from transformers import T5Config as TorchT5Config
-    from transformers import T5ForConditionalGeneration
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
     torch.manual_seed(0)
-    model = T5ForConditionalGeneration(TorchT5Config.from_dict(huggingface._hf_config(config)))
+    model = AutoModelForSeq2SeqLM.from_config(
+        AutoConfig.for_model(**huggingface._hf_config(config) | options.pop("changed", {}))
+    )
     for name, parameter in model.named_parameters():
         if "layer_norm" in name:  # ones, which would hide an exchange of two of them
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
@@ -107,7 +110,7 @@ def test_reads_what_transformers_writes(torch, tmp_path, config: T5Config, shard
     found, params = huggingface.load_t5(tmp_path)
     assert found == config
     batch = random_batch(config)
-    logits = text_model(config).apply({"params": params}, batch, deterministic=True)
+    logits = text_model_of(config).apply({"params": params}, batch, deterministic=True)
     np.testing.assert_allclose(logits, torch_logits(torch, tmp_path, batch), rtol=0, atol=1e-4)
 
 
@@ -116,8 +119,23 @@ def test_transformers_reads_what_is_written(torch, tmp_path, config: T5Config) -
     params = random_params(config)
     huggingface.save_t5(tmp_path, config, params)
     batch = random_batch(config)
-    logits = text_model(config).apply({"params": params}, batch, deterministic=True)
+    logits = text_model_of(config).apply({"params": params}, batch, deterministic=True)
     np.testing.assert_allclose(torch_logits(torch, tmp_path, batch), logits, rtol=0, atol=1e-4)
+
+
+def test_reads_mt5(torch, tmp_path) -> None:
+    save_random_torch_model(torch, tmp_path, V1_1, changed={"model_type": "mt5"})
+    path = tmp_path / "config.json"
+    value = json.loads(path.read_text())
+    assert value["model_type"] == "mt5"
+    # What MT5Config assumes where a config.json is silent differs from T5Config.
+    del value["tie_word_embeddings"], value["feed_forward_proj"]
+    path.write_text(json.dumps(value))
+    found, params = huggingface.load_t5(tmp_path)
+    assert found == V1_1
+    batch = random_batch(V1_1)
+    logits = text_model_of(V1_1).apply({"params": params}, batch, deterministic=True)
+    np.testing.assert_allclose(logits, torch_logits(torch, tmp_path, batch), rtol=0, atol=1e-4)
 
 
 @VERSIONS
@@ -129,7 +147,7 @@ def test_compact_head_is_the_torch_head_sliced(torch, tmp_path, config: T5Config
     batch = random_batch(config)
     inputs = batch["decoder"]["inputs"] % len(rows)
     batch["decoder"]["inputs"] = inputs
-    logits = compact.apply({"params": huggingface.lend(params, rows)}, batch, deterministic=True)
+    logits = compact.apply({"params": text_model.lend(params, rows)}, batch, deterministic=True)
     batch["decoder"]["inputs"] = rows[inputs]
     expected = torch_logits(torch, tmp_path, batch)[:, :, rows]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
@@ -143,6 +161,10 @@ def test_save_then_load_changes_nothing(tmp_path, config: T5Config, shard_bytes:
     found, loaded = huggingface.load_t5(tmp_path)
     assert found == config
     assert_equal_params(loaded, params)
+    scanned = dataclasses.replace(config, scan_layers=True)
+    stacked = stacking.stack_layers(params)
+    huggingface.save_t5(tmp_path / "stacked", scanned, stacked)
+    assert_equal_params(huggingface.load_t5(tmp_path / "stacked")[1], params)
 
 
 def test_shards_are_of_the_asked_size(tmp_path) -> None:
@@ -176,6 +198,17 @@ def test_tied_embeddings_are_found_under_any_of_their_names(tmp_path, copy: str)
     assert_equal_params(huggingface.load_t5(tmp_path)[1], params)
 
 
+def test_a_tied_head_that_differs_is_refused(tmp_path) -> None:
+    huggingface.save_t5(tmp_path, V1_0, random_params(V1_0))
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"lm_head.weight": tensors["shared.weight"].copy()}, path)
+    assert huggingface.load_t5(tmp_path)[0] == V1_0
+    save_file(tensors | {"lm_head.weight": tensors["shared.weight"] + 1}, path)
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs .*tie_word_embeddings\": false"):
+        huggingface.load_t5(tmp_path)
+
+
 def test_encoder_alone_is_read_from_files_without_decoder(tmp_path) -> None:
     params = random_params(V1_1)
     huggingface.save_t5(tmp_path, V1_1, params)
@@ -197,7 +230,7 @@ def test_lent_rows_are_mixed_with_own_ones() -> None:
     rows = np.array([-1, 5, -1, 9])
     own = random_params(dataclasses.replace(V1_1, vocab_size=len(rows)), seed=1)
     own["docid_embedder"] = own.pop("token_embedder")
-    lent = huggingface.lend(params, rows, own)
+    lent = text_model.lend(params, rows, own)
     for index, row in enumerate(rows):
         source, at = (own, index) if row < 0 else (params, row)
         embedder = "docid_embedder" if row < 0 else "token_embedder"
@@ -216,12 +249,12 @@ def test_lent_rows_are_mixed_with_own_ones() -> None:
 def test_lend_refuses_rows_it_cannot_fill() -> None:
     params = random_params(V1_0)
     with pytest.raises(ValueError, match=r"values in \[0, 96\]; expected .* \[0, 96\)"):
-        huggingface.lend(params, [0, 96])
+        text_model.lend(params, [0, 96])
     with pytest.raises(ValueError, match="1 docid tokens have row -1; expected `own`"):
-        huggingface.lend(params, [0, -1])
+        text_model.lend(params, [0, -1])
     own = {"docid_embedder": {"embedding": np.zeros((3, V1_0.emb_dim))}}
     with pytest.raises(ValueError, match="docid_embedder/embedding of `own` holds 3 tokens"):
-        huggingface.lend(params, [0, -1], own)
+        text_model.lend(params, [0, -1], own)
 
 
 def test_load_names_what_is_wrong(tmp_path) -> None:
@@ -232,7 +265,7 @@ def test_load_names_what_is_wrong(tmp_path) -> None:
     original, tensors = json.loads(config.read_text()), load_file(weights)
 
     for changed, message in [
-        ({"model_type": "umt5"}, "model_type is 'umt5'; expected one of"),
+        ({"model_type": "longt5"}, "model_type is 'longt5'; expected one of"),
         ({"feed_forward_proj": "gelu"}, "feed_forward_proj is 'gelu'; expected one of"),
         ({"decoder_start_token_id": 7}, "decoder_start_token_id is 7; expected"),
         ({"num_layers": 4}, r"absent \['encoder\.block\.3"),

@@ -132,6 +132,7 @@ def test_config_survives_json(t5: T5Config) -> None:
         ({"num_heads": 0}, "num_heads is 0; expected a positive integer"),
         ({"emb_dim": 64.0}, "emb_dim is 64.0; expected a positive integer"),
         ({"dtype": "float16"}, "dtype is 'float16'; expected 'float32' or 'bfloat16'"),
+        ({"remat": "full"}, "remat is 'full'; expected True, False or 'minimal'"),
         ({"dropout_rate": 1.0}, r"dropout_rate is 1.0; expected a number in \[0, 1\)"),
         ({"mlp_activations": ("rellu",)}, r"mlp_activations is \('rellu',\); expected names"),
         ({"width": 3}, r"unknown fields \['width'\], absent fields \[\]"),
@@ -168,9 +169,12 @@ def test_golden_parameters() -> None:
         }
 
     layers_of_each = {"num_encoder_layers": 2, "num_decoder_layers": 2}
+    scanned = {"scan_layers": True, "relpos_per_layer": True}
     found = {
         "v1.0": described(dataclasses.replace(V1_0, **layers_of_each)),
         "v1.1": described(dataclasses.replace(V1_1, **layers_of_each)),
+        "v1.1 scanned": described(dataclasses.replace(V1_1, **layers_of_each, scan_layers=True)),
+        "umT5 scanned": described(dataclasses.replace(V1_1, **layers_of_each, **scanned)),
     }
     if os.environ.get("UPDATE_GOLDENS"):
         GOLDEN.parent.mkdir(exist_ok=True)

@@ -1,26 +1,25 @@
 """T5 weights from and to Hugging Face's directories (config.json and *.safetensors).
 
 Neither torch nor transformers is needed. The parameters are those of a DSI model in `text` space;
-`lend` turns them into those of a compact docid vocabulary.
+`text_model.lend` turns them into those of a compact docid vocabulary.
 """
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dsi_jax.convert import tensor_files
-from dsi_jax.models.dsi import DSIConfig, DSIModel
+from dsi_jax.convert import tensor_files, text_model
+from dsi_jax.convert.text_model import Params
+from dsi_jax.models import stacking
 from dsi_jax.models.t5 import T5Config
 
-Params = dict[str, Any]
-
+# By model_type, what a config.json leaves out: (feed_forward_proj, tie_word_embeddings).
+_DEFAULTS = {"t5": ("relu", True), "mt5": ("gated-gelu", False), "umt5": ("gated-gelu", True)}
 _ACTIVATIONS = {
     "relu": ("relu",),
     "gated-gelu": ("gelu", "linear"),
@@ -41,12 +40,14 @@ _LONE_NAMES = {
 }
 _BLOCK_NAMES = {
     "encoder": {
+        "relpos_bias": "layer.0.SelfAttention.relative_attention_bias",
         "pre_attention_layer_norm": "layer.0.layer_norm",
         "attention": "layer.0.SelfAttention",
         "pre_mlp_layer_norm": "layer.1.layer_norm",
         "mlp": "layer.1.DenseReluDense",
     },
     "decoder": {
+        "relpos_bias": "layer.0.SelfAttention.relative_attention_bias",
         "pre_self_attention_layer_norm": "layer.0.layer_norm",
         "self_attention": "layer.0.SelfAttention",
         "pre_cross_attention_layer_norm": "layer.1.layer_norm",
@@ -76,7 +77,7 @@ def load_t5_config(directory: str | Path) -> T5Config:
 
 
 def load_t5(directory: str | Path, *, encoder_only: bool = False) -> tuple[T5Config, Params]:
-    """Reads a T5 v1.0, v1.1 or mT5 of Hugging Face.
+    """Reads a T5 v1.0 or v1.1 (also Flan-T5, LM-adapted), an mT5 or a umT5 of Hugging Face.
 
     Args:
       directory: holds config.json and model.safetensors, or its shards with their index.
@@ -84,15 +85,16 @@ def load_t5(directory: str | Path, *, encoder_only: bool = False) -> tuple[T5Con
 
     Returns:
       The config (float32, dropout as in config.json) and the parameters, float32 NumPy arrays
-      under the paths of `DSIModel` in `text` space.
+      under the paths of `DSIModel` in `text` space, layers one by one.
 
     Raises:
       FileNotFoundError: config.json or the weights are absent.
-      ValueError: the model is of another kind, or a tensor is absent, unknown or of another shape.
+      ValueError: the model is of another kind; a tensor is absent, unknown or of another shape; or
+        config.json ties embeddings and head, and the files have two that differ.
     """
     directory = Path(directory)
     config = _read_config(directory)
-    shapes = _shapes(config)
+    shapes = text_model.parameter_shapes(config)
     if encoder_only:
         shapes = {path: shape for path, shape in shapes.items() if not path.startswith("decoder/")}
     files = tensor_files.tensor_files(directory)
@@ -122,6 +124,13 @@ def load_t5(directory: str | Path, *, encoder_only: bool = False) -> tuple[T5Con
                 f"{_transposed(path, np.empty(shapes[path], np.bool_)).shape} by config.json"
             )
         flat[path] = value
+    if config.tie_embeddings and {"shared.weight", "lm_head.weight"} <= files.keys():
+        ((_, head),) = tensor_files.read_tensors(files, {"lm_head.weight"})
+        if not np.array_equal(head.astype(np.float32), flat["token_embedder/embedding"]):
+            raise ValueError(
+                f"{directory}: config.json ties the head to the embeddings, but lm_head.weight "
+                'differs from shared.weight; expected "tie_word_embeddings": false'
+            )
     return config, unflatten_dict(flat, sep="/")
 
 
@@ -137,7 +146,8 @@ def save_t5(
     Args:
       directory: made if absent; files of the same names are overwritten.
       config: the architecture.
-      params: parameters under the paths of `DSIModel` in `text` space, without metadata boxes.
+      params: parameters under the paths of `DSIModel` in `text` space, without metadata boxes;
+        layers one by one or stacked.
       shard_bytes: size of a file of weights at most (a single tensor may exceed it).
 
     Raises:
@@ -145,17 +155,10 @@ def save_t5(
     """
     directory = Path(directory)
     text = json.dumps(_hf_config(config), indent=2, sort_keys=True) + "\n"
-    flat = flatten_dict(dict(params), sep="/")
-    found, expected = {path: np.shape(value) for path, value in flat.items()}, _shapes(config)
-    if found != expected:
-        differing = sorted(
-            path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path)
-        )
-        path = differing[0]
-        raise ValueError(
-            f"{len(differing)} parameters do not fit the config, first {path}: shape "
-            f"{found.get(path, 'none')}; expected {expected.get(path, 'none')}"
-        )
+    flat = flatten_dict(stacking.unstack_layers(params), sep="/")
+    expected = text_model.parameter_shapes(dataclasses.replace(config, scan_layers=False))
+    found = {path: np.shape(value) for path, value in flat.items()}
+    text_model.check_shapes(found, expected, f"not saved to {directory}")
     paths = {_hf_name(path): path for path in sorted(flat)}
 
     def tensor(name: str) -> np.ndarray:
@@ -164,64 +167,6 @@ def save_t5(
     shapes = {name: expected[path] for name, path in paths.items()}
     tensor_files.write_tensors(directory, shapes, tensor, shard_bytes)
     (directory / "config.json").write_text(text)
-
-
-def lend(
-    params: Mapping[str, Any], rows: Sequence[int], own: Mapping[str, Any] | None = None
-) -> Params:
-    """Parameters of a compact docid vocabulary, its rows borrowed from a text vocabulary.
-
-    The docid embeddings, and the head where it is untied, are the lender's rows; every other
-    parameter is the lender's. The logits then are the lender's logits of those rows.
-
-    Args:
-      params: parameters of a `DSIModel` in `text` space, as `load_t5` gives them.
-      rows: for each docid token the lender's token id, e.g. "7" for the digit 7, or -1 for a
-        docid token that has none.
-      own: parameters of the compact model, of which the rows of -1 are taken.
-
-    Returns:
-      Parameters of the `DSIModel` in `compact` space with V = len(rows), NumPy arrays.
-
-    Raises:
-      ValueError: a row lies outside the lender's vocabulary, or is -1 while `own` is None.
-    """
-    rows = np.asarray(rows, dtype=np.int64)
-    embedding = np.asarray(params["token_embedder"]["embedding"])
-    if rows.ndim != 1 or not ((rows >= -1) & (rows < len(embedding))).all():
-        raise ValueError(
-            f"rows has shape {rows.shape} and values in [{rows.min()}, {rows.max()}]; expected a "
-            f"vector of token ids in [0, {len(embedding)}), or -1"
-        )
-    borrowed = rows >= 0
-    if own is None and not borrowed.all():
-        raise ValueError(
-            f"{np.count_nonzero(~borrowed)} docid tokens have row -1; expected `own`, the "
-            "parameters to take them from"
-        )
-
-    def mixed(lender: np.ndarray, path: tuple[str, str, str] | tuple[str, str]) -> np.ndarray:
-        taken = lender[np.where(borrowed, rows, 0)]
-        if own is None:
-            return taken
-        value: Any = own
-        for name in path:
-            value = value[name]
-        value = np.asarray(value) if path[-1] == "embedding" else np.asarray(value).T
-        if value.shape != taken.shape:
-            raise ValueError(
-                f"{'/'.join(path)} of `own` holds {value.shape[0]} tokens of width "
-                f"{value.shape[1]}; expected {taken.shape[0]} of width {taken.shape[1]}"
-            )
-        return np.where(borrowed[:, None], taken, value)
-
-    lent = dict(params)
-    lent["docid_embedder"] = {"embedding": mixed(embedding, ("docid_embedder", "embedding"))}
-    if "logits_dense" in params["decoder"]:
-        kernel = np.asarray(params["decoder"]["logits_dense"]["kernel"])
-        head = mixed(kernel.T, ("decoder", "logits_dense", "kernel"))
-        lent["decoder"] = dict(params["decoder"]) | {"logits_dense": {"kernel": head.T}}
-    return lent
 
 
 def _read_config(directory: Path) -> T5Config:
@@ -234,8 +179,10 @@ def _read_config(directory: Path) -> T5Config:
         if found not in expected:
             raise ValueError(f"{path}: {name} is {found!r}; expected one of {sorted(expected)}")
 
-    check("model_type", value.get("model_type"), ("t5", "mt5"))
-    projection = value.get("feed_forward_proj", "relu")
+    kind = value.get("model_type")
+    check("model_type", kind, _DEFAULTS.keys())
+    projection, tied = _DEFAULTS[kind]
+    projection = value.get("feed_forward_proj", projection)
     check("feed_forward_proj", projection, _ACTIVATIONS.keys())
     for name in ("pad_token_id", "decoder_start_token_id"):
         check(name, value.get(name, 0), (0,))
@@ -249,7 +196,8 @@ def _read_config(directory: Path) -> T5Config:
         num_encoder_layers=num_layers,
         num_decoder_layers=value.get("num_decoder_layers") or num_layers,
         mlp_activations=_ACTIVATIONS[projection],
-        tie_embeddings=value.get("tie_word_embeddings", True),
+        tie_embeddings=value.get("tie_word_embeddings", tied),
+        relpos_per_layer=kind == "umt5",
         dropout_rate=value.get("dropout_rate", 0.1),
         relpos_buckets=value.get("relative_attention_num_buckets", 32),
         relpos_max_distance=value.get("relative_attention_max_distance", 128),
@@ -263,9 +211,10 @@ def _hf_config(config: T5Config) -> dict[str, Any]:
         raise ValueError(
             f"mlp_activations is {config.mlp_activations}; expected one of {sorted(projections)}"
         )
+    kind = "umt5" if config.relpos_per_layer else "t5"
     return {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
+        "architectures": [f"{kind.upper()}ForConditionalGeneration"],
+        "model_type": kind,
         "is_encoder_decoder": True,
         "vocab_size": config.vocab_size,
         "d_model": config.emb_dim,
@@ -285,18 +234,6 @@ def _hf_config(config: T5Config) -> dict[str, Any]:
         "decoder_start_token_id": 0,
         "torch_dtype": "float32",
     }
-
-
-def _shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of the model in `text` space, by its path."""
-    model = DSIModel(DSIConfig(config, config.vocab_size, docid_length=1, docid_space="text"))
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    batch = {"text": {"tokens": tokens, "mask": tokens}, "decoder": {"inputs": tokens}}
-    variables = jax.eval_shape(
-        lambda batch: model.init(jax.random.key(0), batch, deterministic=True), batch
-    )
-    flat = flatten_dict(nn.meta.unbox(variables["params"]), sep="/")
-    return {path: value.shape for path, value in flat.items()}
 
 
 def _hf_name(path: str) -> str:

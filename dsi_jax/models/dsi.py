@@ -155,17 +155,10 @@ class DSIModel(nn.Module):
         Returns:
           {"self": {"layers_<i>": {"key", "value"}}}, zeros [B, M, L, H, P], of which every leaf
           has the beams on axis 1; and {"cross": {"layers_<i>": {"key", "value"}, "mask"}}, the
-          projected memory [B, S, H, P] and its mask [B, S], shared by all beams.
+          projected memory [B, S, H, P] and its mask [B, S], shared by all beams. With scan_layers
+          "layers" holds all layers stacked, see `t5.Decoder`.
         """
-        config = self.config.t5
-        shape = (memory.shape[0], num_beams, length, config.num_heads, config.head_dim)
-        own = {
-            f"layers_{index}": {
-                "key": jnp.zeros(shape, config.dtype),
-                "value": jnp.zeros(shape, config.dtype),
-            }
-            for index in range(config.num_decoder_layers)
-        }
+        own = self.decoder.empty_cache(memory.shape[0], num_beams, length)
         return {"self": own, "cross": self.decoder.project_memory(memory) | {"mask": mask}}
 
     def decode_step(

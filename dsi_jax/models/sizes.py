@@ -24,7 +24,7 @@ def _v1_0(
     vocab_size: int,
     dropout_rate: float,
     dtype: str,
-    remat: bool,
+    remat: bool | str,
 ) -> T5Config:
     return T5Config(
         vocab_size=vocab_size,
@@ -54,7 +54,7 @@ def t5_tiny(
     vocab_size: int = VOCAB_SIZE,
     dropout_rate: float = 0.1,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> T5Config:
     """D = 64, 2 + 2 layers, ReLU mlp, untied head: trains from random weights on a CPU."""
     return _untied_v1_0(64, 4, 16, 256, 2, vocab_size, dropout_rate, dtype, remat)
@@ -64,7 +64,7 @@ def t5_shallow(
     vocab_size: int = VOCAB_SIZE,
     dropout_rate: float = 0.1,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> T5Config:
     """D = 128, 8 heads, 1 + 1 layers, ReLU mlp, untied head: small corpora, from random weights.
 
@@ -77,7 +77,7 @@ def t5_mini(
     vocab_size: int = VOCAB_SIZE,
     dropout_rate: float = 0.1,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> T5Config:
     """D = 256, 4 + 4 layers, ReLU mlp, untied head: to train from random weights."""
     return _untied_v1_0(256, 4, 64, 1024, 4, vocab_size, dropout_rate, dtype, remat)
@@ -87,7 +87,7 @@ def t5_small(
     vocab_size: int = VOCAB_SIZE,
     dropout_rate: float = 0.1,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> T5Config:
     """T5 v1.0 small, 60,506,624 parameters."""
     return _v1_0(512, 8, 64, 2048, 6, vocab_size, dropout_rate, dtype, remat)
@@ -97,7 +97,7 @@ def t5_base(
     vocab_size: int = VOCAB_SIZE,
     dropout_rate: float = 0.1,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> T5Config:
     """T5 v1.0 base, 222,903,552 parameters."""
     return _v1_0(768, 12, 64, 3072, 12, vocab_size, dropout_rate, dtype, remat)
@@ -107,7 +107,7 @@ def t5_large(
     vocab_size: int = VOCAB_SIZE,
     dropout_rate: float = 0.1,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> T5Config:
     """T5 v1.0 large, 737,668,096 parameters."""
     return _v1_0(1024, 16, 64, 4096, 24, vocab_size, dropout_rate, dtype, remat)
@@ -117,7 +117,7 @@ def t5_xl(
     vocab_size: int = VOCAB_SIZE,
     dropout_rate: float = 0.1,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> T5Config:
     """T5 v1.0 3B, 2,851,598,336 parameters."""
     return _v1_0(1024, 32, 128, 16384, 24, vocab_size, dropout_rate, dtype, remat)
@@ -127,7 +127,7 @@ def t5_xxl(
     vocab_size: int = VOCAB_SIZE,
     dropout_rate: float = 0.1,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> T5Config:
     """T5 v1.0 11B, 11,307,321,344 parameters."""
     return _v1_0(1024, 128, 128, 65536, 24, vocab_size, dropout_rate, dtype, remat)
@@ -137,7 +137,7 @@ def t5_1_1_small(
     vocab_size: int = VOCAB_SIZE,
     dropout_rate: float = 0.1,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> T5Config:
     """T5 v1.1 small, 76,961,152 parameters."""
     return _v1_1(512, 6, 64, 1024, 8, vocab_size, dropout_rate, dtype, remat)
@@ -147,7 +147,7 @@ def t5_1_1_base(
     vocab_size: int = VOCAB_SIZE,
     dropout_rate: float = 0.1,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> T5Config:
     """T5 v1.1 base, 247,577,856 parameters."""
     return _v1_1(768, 12, 64, 2048, 12, vocab_size, dropout_rate, dtype, remat)
@@ -157,7 +157,7 @@ def t5_1_1_large(
     vocab_size: int = VOCAB_SIZE,
     dropout_rate: float = 0.1,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> T5Config:
     """T5 v1.1 large, 783,150,080 parameters."""
     return _v1_1(1024, 16, 64, 2816, 24, vocab_size, dropout_rate, dtype, remat)
@@ -167,7 +167,7 @@ def t5_1_1_xl(
     vocab_size: int = VOCAB_SIZE,
     dropout_rate: float = 0.1,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> T5Config:
     """T5 v1.1 xl, 2,849,757,184 parameters."""
     return _v1_1(2048, 32, 64, 5120, 24, vocab_size, dropout_rate, dtype, remat)
@@ -177,7 +177,7 @@ def t5_1_1_xxl(
     vocab_size: int = VOCAB_SIZE,
     dropout_rate: float = 0.1,
     dtype: str = "float32",
-    remat: bool = False,
+    remat: bool | str = False,
 ) -> T5Config:
     """T5 v1.1 xxl, 11,135,332,352 parameters."""
     return _v1_1(4096, 64, 64, 10240, 24, vocab_size, dropout_rate, dtype, remat)

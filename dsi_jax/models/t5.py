@@ -2,17 +2,25 @@
 
 v1.0 has a ReLU mlp and ties the output head to the token embeddings; v1.1 has a gated-GELU mlp and
 a head of its own. Parameter paths, initial values and dropout are T5X's. Shape letters as in
-`dsi_jax.models.layers`.
+`dsi_jax.models.layers`, and N layers.
+
+With `scan_layers` one layer is compiled and scanned over N sets of parameters, so that compile time
+does not grow with depth. As in T5X's scalable_t5 the layers lie under `encoder/encoder` and
+`decoder/decoder`, each parameter stacked on axis 1 (the scale of a norm is [D, N], a kernel
+[D, N, F]), with the logical axis "layers", which is never split among devices.
+`dsi_jax.models.stacking` converts both ways. The kernels of attention keep heads and head size
+joined, where scalable_t5 has an axis of each.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dsi_jax.models import layers
+from dsi_jax.models import layers, stacking
 
 LayerCache = dict[str, jax.Array]
 
@@ -33,7 +41,11 @@ class T5Config:
       tie_embeddings: True (v1.0) uses the output tokens' embeddings, times D**-0.5, as the head.
       dropout_rate: in [0, 1).
       dtype: "float32" or "bfloat16", of the matrix products; parameters are float32.
-      remat: True keeps only each layer's input for the backward pass and computes the rest anew.
+      remat: True keeps only each layer's input for the backward pass and computes the rest anew
+        (T5X's "full"); "minimal" keeps also the products with kernels (T5X's "minimal").
+      scan_layers: compile one layer and scan over the parameters of all.
+      relpos_per_layer: each layer has a relative position bias of its own (umT5, and whatever
+        T5X's scalable_t5 trained) instead of one for all layers of a stack.
       relpos_buckets: buckets of relative positions.
       relpos_max_distance: distance from which on all share a bucket.
       layer_norm_epsilon: added to the mean square.
@@ -53,7 +65,9 @@ class T5Config:
     tie_embeddings: bool = True
     dropout_rate: float = 0.1
     dtype: str = "float32"
-    remat: bool = False
+    remat: bool | str = False
+    scan_layers: bool = False
+    relpos_per_layer: bool = False
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
@@ -72,6 +86,8 @@ class T5Config:
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"T5Config.dtype is {self.dtype!r}; expected 'float32' or 'bfloat16'")
+        if not isinstance(self.remat, bool) and self.remat != "minimal":
+            raise ValueError(f"T5Config.remat is {self.remat!r}; expected True, False or 'minimal'")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError(
                 f"T5Config.dropout_rate is {self.dropout_rate!r}; expected a number in [0, 1)"
@@ -114,6 +130,8 @@ class EncoderLayer(nn.Module):
 
     def setup(self) -> None:
         config = self.config
+        if config.relpos_per_layer:
+            self.relpos_bias = _relative_position_bias(config, bidirectional=True)
         self.pre_attention_layer_norm = _layer_norm(config)
         self.attention = _attention(config)
         self.pre_mlp_layer_norm = _layer_norm(config)
@@ -121,9 +139,15 @@ class EncoderLayer(nn.Module):
         self.dropout = layers.shared_along_length(config.dropout_rate)
 
     def __call__(
-        self, x_BxSxD: jax.Array, bias_1xHxSxS: jax.Array, mask_BxS: jax.Array, deterministic: bool
+        self,
+        x_BxSxD: jax.Array,
+        bias_1xHxSxS: jax.Array | None,
+        mask_BxS: jax.Array,
+        deterministic: bool,
     ) -> jax.Array:
-        """Maps [B, S, D] to [B, S, D]."""
+        """Maps [B, S, D] to [B, S, D]; the bias is None where the layer has its own."""
+        if self.config.relpos_per_layer:
+            bias_1xHxSxS = self.relpos_bias(x_BxSxD.shape[1])
         y_BxSxD = self.pre_attention_layer_norm(x_BxSxD)
         y_BxSxD = self.attention(
             y_BxSxD, y_BxSxD, bias=bias_1xHxSxS, mask_BxK=mask_BxS, deterministic=deterministic
@@ -141,6 +165,8 @@ class DecoderLayer(nn.Module):
 
     def setup(self) -> None:
         config = self.config
+        if config.relpos_per_layer:
+            self.relpos_bias = _relative_position_bias(config, bidirectional=False)
         self.pre_self_attention_layer_norm = _layer_norm(config)
         self.self_attention = _attention(config)
         self.pre_cross_attention_layer_norm = _layer_norm(config)
@@ -152,12 +178,14 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         x_BxLxD: jax.Array,
-        bias_1xHxLxL: jax.Array,
+        bias_1xHxLxL: jax.Array | None,
         memory_BxSxD: jax.Array,
         mask_BxS: jax.Array,
         deterministic: bool,
     ) -> jax.Array:
-        """Maps [B, L, D] to [B, L, D]; the bias holds the causal mask."""
+        """Maps [B, L, D] to [B, L, D]; the bias holds the causal mask, None: the layer's own."""
+        if self.config.relpos_per_layer:
+            bias_1xHxLxL = self.relpos_bias(x_BxLxD.shape[1])
         y_BxLxD = self.pre_self_attention_layer_norm(x_BxLxD)
         y_BxLxD = self.self_attention(
             y_BxLxD, y_BxLxD, bias=bias_1xHxLxL, deterministic=deterministic
@@ -182,7 +210,7 @@ class DecoderLayer(nn.Module):
     def step(
         self,
         x_BxMxD: jax.Array,
-        bias_HxL: jax.Array,
+        bias_HxL: jax.Array | None,
         own: LayerCache,
         cross: LayerCache,
         mask_BxS: jax.Array,
@@ -192,7 +220,7 @@ class DecoderLayer(nn.Module):
 
         Args:
           x_BxMxD: the current position's input.
-          bias_HxL: row of the self-attention's bias.
+          bias_HxL: row of the self-attention's bias, None where the layer has its own.
           own: {"key", "value"}, each [B, M, L, H, P], filled up to `position`.
           cross: as from `project_memory`; the beams share it, being its queries' positions.
           mask_BxS: the memory's mask.
@@ -201,6 +229,8 @@ class DecoderLayer(nn.Module):
         Returns:
           [B, M, D], and `own` with the current position written.
         """
+        if self.config.relpos_per_layer:
+            bias_HxL = self.relpos_bias.step(position, own["key"].shape[2])
         attention = self.self_attention
         y_BxMxD = self.pre_self_attention_layer_norm(x_BxMxD)
         key_BxMxHxP, value_BxMxHxP = attention.project_key_value(y_BxMxD)
@@ -228,8 +258,12 @@ class Encoder(nn.Module):
     def setup(self) -> None:
         config = self.config
         layer = _layer_class(EncoderLayer, config, deterministic_argument=4)
-        self.relpos_bias = _relative_position_bias(config, bidirectional=True)
-        self.layers = [layer(config) for _ in range(config.num_encoder_layers)]
+        if not config.relpos_per_layer:
+            self.relpos_bias = _relative_position_bias(config, bidirectional=True)
+        if config.scan_layers:
+            self.encoder = layer(config)
+        else:
+            self.layers = [layer(config) for _ in range(config.num_encoder_layers)]
         self.encoder_norm = _layer_norm(config)
         self.dropout = layers.shared_along_length(config.dropout_rate)
 
@@ -237,15 +271,29 @@ class Encoder(nn.Module):
         self, embedded_BxSxD: jax.Array, mask_BxS: jax.Array, *, deterministic: bool
     ) -> jax.Array:
         """Maps token embeddings [B, S, D], of which mask (bool) marks the real ones, to memory."""
-        bias_1xHxSxS = self.relpos_bias(embedded_BxSxD.shape[1])
+        config = self.config
+        bias_1xHxSxS = None
+        if not config.relpos_per_layer:
+            bias_1xHxSxS = self.relpos_bias(embedded_BxSxD.shape[1])
+
+        def apply(layer: EncoderLayer, x_BxSxD: jax.Array) -> tuple[jax.Array, None]:
+            return layer(x_BxSxD, bias_1xHxSxS, mask_BxS, deterministic), None
+
         x_BxSxD = self.dropout(embedded_BxSxD, deterministic)
-        for layer in self.layers:
-            x_BxSxD = layer(x_BxSxD, bias_1xHxSxS, mask_BxS, deterministic)
+        if config.scan_layers:
+            x_BxSxD, _ = _scan(apply, config.num_encoder_layers)(self.encoder, x_BxSxD)
+        else:
+            for layer in self.layers:
+                x_BxSxD, _ = apply(layer, x_BxSxD)
         return self.dropout(self.encoder_norm(x_BxSxD), deterministic)
 
 
 class Decoder(nn.Module):
     """T5's decoder, from embeddings to the last hidden state, and its own head if untied.
+
+    Caches are dicts by layer, `layers_<i>`; with scan_layers there is one entry, "layers", with all
+    layers stacked: on axis 2 of the decoder's own keys and values, [B, M, N, L, H, P], and on
+    axis 0 of the memory's, [N, B, S, H, P].
 
     Attributes:
       config: the architecture.
@@ -258,8 +306,12 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         config = self.config
         layer = _layer_class(DecoderLayer, config, deterministic_argument=5)
-        self.relpos_bias = _relative_position_bias(config, bidirectional=False)
-        self.layers = [layer(config) for _ in range(config.num_decoder_layers)]
+        if not config.relpos_per_layer:
+            self.relpos_bias = _relative_position_bias(config, bidirectional=False)
+        if config.scan_layers:
+            self.decoder = layer(config)
+        else:
+            self.layers = [layer(config) for _ in range(config.num_decoder_layers)]
         self.decoder_norm = _layer_norm(config)
         self.dropout = layers.shared_along_length(config.dropout_rate)
         if not config.tie_embeddings:
@@ -279,14 +331,45 @@ class Decoder(nn.Module):
         deterministic: bool,
     ) -> jax.Array:
         """Maps embeddings of the decoder inputs [B, L, D] to hidden states [B, L, D]."""
-        bias_1xHxLxL = self.relpos_bias(embedded_BxLxD.shape[1])
+        config = self.config
+        bias_1xHxLxL = None
+        if not config.relpos_per_layer:
+            bias_1xHxLxL = self.relpos_bias(embedded_BxLxD.shape[1])
+
+        def apply(layer: DecoderLayer, x_BxLxD: jax.Array) -> tuple[jax.Array, None]:
+            return layer(x_BxLxD, bias_1xHxLxL, memory_BxSxD, mask_BxS, deterministic), None
+
         x_BxLxD = self.dropout(embedded_BxLxD, deterministic)
-        for layer in self.layers:
-            x_BxLxD = layer(x_BxLxD, bias_1xHxLxL, memory_BxSxD, mask_BxS, deterministic)
+        if config.scan_layers:
+            x_BxLxD, _ = _scan(apply, config.num_decoder_layers)(self.decoder, x_BxLxD)
+        else:
+            for layer in self.layers:
+                x_BxLxD, _ = apply(layer, x_BxLxD)
         return self.dropout(self.decoder_norm(x_BxLxD), deterministic)
 
+    def empty_cache(self, batch_size: int, num_beams: int, length: int) -> dict[str, LayerCache]:
+        """The self-attention's keys and values before position 0, zeros [B, M, (N,) L, H, P]."""
+        config = self.config
+        depth = config.num_decoder_layers
+        beams, position = (batch_size, num_beams), (length, config.num_heads, config.head_dim)
+
+        def zeros(*stacked: int) -> LayerCache:
+            shape = (*beams, *stacked, *position)
+            return {name: jnp.zeros(shape, config.dtype) for name in ("key", "value")}
+
+        if config.scan_layers:
+            return {"layers": zeros(depth)}
+        return {f"layers_{index}": zeros() for index in range(depth)}
+
     def project_memory(self, memory_BxSxD: jax.Array) -> dict[str, LayerCache]:
-        """The cross-attention's keys and values of every layer, by `layers_<i>`."""
+        """The cross-attention's keys and values of every layer, [(N,) B, S, H, P]."""
+        if self.config.scan_layers:
+
+            def project(layer: DecoderLayer, carry: None) -> tuple[None, LayerCache]:
+                return carry, layer.project_memory(memory_BxSxD)
+
+            _, cross = _scan(project, self.config.num_decoder_layers)(self.decoder, None)
+            return {"layers": cross}
         return {
             f"layers_{index}": layer.project_memory(memory_BxSxD)
             for index, layer in enumerate(self.layers)
@@ -301,9 +384,17 @@ class Decoder(nn.Module):
         position: jax.Array,
     ) -> tuple[jax.Array, dict[str, LayerCache]]:
         """One position of all beams; see `DecoderLayer.step`. Never applies dropout."""
-        length = own["layers_0"]["key"].shape[2]
-        bias_HxL = self.relpos_bias.step(position, length)
-        x_BxMxD, updated = embedded_BxMxD, {}
+        length = next(iter(own.values()))["key"].shape[-3]
+        bias_HxL = None
+        if not self.config.relpos_per_layer:
+            bias_HxL = self.relpos_bias.step(position, length)
+        x_BxMxD = embedded_BxMxD
+        if self.config.scan_layers:
+            x_BxMxD, stacked = self._scanned_step(
+                x_BxMxD, bias_HxL, own["layers"], cross["layers"], mask_BxS, position
+            )
+            return self.decoder_norm(x_BxMxD), {"layers": stacked}
+        updated = {}
         for index, layer in enumerate(self.layers):
             name = f"layers_{index}"
             x_BxMxD, updated[name] = layer.step(
@@ -311,18 +402,75 @@ class Decoder(nn.Module):
             )
         return self.decoder_norm(x_BxMxD), updated
 
+    def _scanned_step(
+        self,
+        x_BxMxD: jax.Array,
+        bias_HxL: jax.Array | None,
+        own: LayerCache,
+        cross: LayerCache,
+        mask_BxS: jax.Array,
+        position: jax.Array,
+    ) -> tuple[jax.Array, LayerCache]:
+        """All layers of a step; the cache is carried, so that it is written where it lies."""
+
+        def apply(
+            layer: DecoderLayer,
+            carry: tuple[jax.Array, LayerCache],
+            index: jax.Array,
+            cross_of_layer: LayerCache,
+        ) -> tuple[tuple[jax.Array, LayerCache], None]:
+            x_BxMxD, stacked = carry
+            own_of_layer = jax.tree.map(
+                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, axis=2, keepdims=False),
+                stacked,
+            )
+            x_BxMxD, own_of_layer = layer.step(
+                x_BxMxD, bias_HxL, own_of_layer, cross_of_layer, mask_BxS, position
+            )
+            stacked = jax.tree.map(
+                lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, index, axis=2),
+                stacked,
+                own_of_layer,
+            )
+            return (x_BxMxD, stacked), None
+
+        depth = self.config.num_decoder_layers
+        scan = _scan(apply, depth, in_axes=(0, 0))
+        carry, _ = scan(self.decoder, (x_BxMxD, own), jnp.arange(depth), cross)
+        return carry
+
 
 def _write(cache_BxMxLxHxP: jax.Array, new_BxMxHxP: jax.Array, position: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(cache_BxMxLxHxP, new_BxMxHxP, position, axis=2)
+
+
+def _scan(apply: Callable[..., Any], depth: int, in_axes: Any = 0) -> Callable[..., Any]:
+    """`apply(layer, carry, *xs) -> (carry, ys)` over the stacked parameters of `depth` layers."""
+    return nn.scan(
+        apply,
+        variable_axes={"params": stacking.AXIS},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=in_axes,
+        length=depth,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
 
 
 def _layer_class(
     layer: type[nn.Module], config: T5Config, deterministic_argument: int
 ) -> type[nn.Module]:
     """`layer`, its backward pass by config.remat; the argument is counted with self as 0."""
-    if not config.remat:
+    if config.remat is False:
         return layer
-    return nn.remat(layer, static_argnums=(deterministic_argument,))
+    policy = None
+    if config.remat == "minimal":
+        policy = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
+    return nn.remat(
+        layer,
+        policy=policy,
+        static_argnums=(deterministic_argument,),
+        prevent_cse=not config.scan_layers,  # a scan keeps the compiler from it anyway
+    )
 
 
 def _layer_norm(config: T5Config) -> layers.LayerNorm:

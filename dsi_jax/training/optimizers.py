@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from dsi_jax.models import stacking
 from dsi_jax.training.schedules import Schedule
 
 
@@ -22,10 +24,10 @@ class Optimizer(Protocol):
 class Adafactor:
     """Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) with T5X's defaults.
 
-    Built on `optax.adafactor`, which equals T5X's for parameters of rank 1 and 2, that is, for
-    all of T5's. They differ elsewhere: T5X refuses a parameter of higher rank without an explicit
-    factorisation rule, optax factors its two largest dimensions; T5X can treat dimensions of
-    stacked layers as separate parameters, optax cannot (our layers are not stacked).
+    Equals T5X's for all parameters of T5, and `optax.adafactor` where no layers are stacked. Each
+    layer of a stacked parameter (`dsi_jax.models.stacking`) is treated as a parameter of its own,
+    as in T5X: `scale_by_factored_rms` does so by itself, as it factors the two largest dimensions,
+    of which the number of layers is none; the two scalings by an RMS are ours.
 
     Attributes:
       learning_rate: relative to a parameter's scale if `multiply_by_parameter_scale`.
@@ -49,15 +51,23 @@ class Adafactor:
 
     def build(self, total_steps: int) -> optax.GradientTransformation:
         """The transformation of a run of `total_steps` steps."""
-        adafactor = optax.adafactor(
-            learning_rate=self.learning_rate.build(total_steps),
-            min_dim_size_to_factor=self.min_dim_size_to_factor,
-            decay_rate=self.decay_rate,
-            decay_offset=self.step_offset,
-            multiply_by_parameter_scale=self.multiply_by_parameter_scale,
-            clipping_threshold=self.clipping_threshold,
-            weight_decay_rate=self.weight_decay or None,
+        transforms = [
+            optax.scale_by_factored_rms(
+                min_dim_size_to_factor=self.min_dim_size_to_factor,
+                decay_rate=self.decay_rate,
+                step_offset=self.step_offset,
+            )
+        ]
+        if self.clipping_threshold is not None:
+            transforms.append(_clip_by_rms(self.clipping_threshold))
+        transforms.append(
+            optax.scale_by_learning_rate(self.learning_rate.build(total_steps), flip_sign=False)
         )
+        if self.multiply_by_parameter_scale:
+            transforms.append(_scale_by_param_rms())
+        if self.weight_decay:
+            transforms.append(optax.add_decayed_weights(self.weight_decay))
+        adafactor = optax.chain(*transforms, optax.scale(-1))
         return _with_clipping(adafactor, self.max_grad_norm)
 
 
@@ -96,7 +106,40 @@ class AdamW:
 
 def _is_decayed(params: Any) -> Any:
     """True for the matrices of a tree of parameters."""
-    return jax.tree.map(lambda param: param.ndim > 1, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, param: param.ndim - _is_stacked(path) > 1, params
+    )
+
+
+def _clip_by_rms(threshold: float) -> optax.GradientTransformation:
+    """Scales down the update of each parameter, or layer of one, whose RMS is larger."""
+
+    def clip(path: Any, update: jax.Array) -> jax.Array:
+        return update / jnp.maximum(1.0, _rms(path, update) / threshold)
+
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(clip, updates))
+
+
+def _scale_by_param_rms(least: float = 1e-3) -> optax.GradientTransformation:
+    """Multiplies the update of each parameter, or layer of one, by the parameter's RMS."""
+
+    def scale(path: Any, update: jax.Array, param: jax.Array) -> jax.Array:
+        return update * jnp.maximum(_rms(path, param), least)
+
+    return optax.stateless(
+        lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates, params)
+    )
+
+
+def _rms(path: Any, array: jax.Array) -> jax.Array:
+    """The root mean square of an array, [], or of each of its layers, broadcastable to it."""
+    kept = {stacking.AXIS} if _is_stacked(path) else set()
+    axes = tuple(set(range(array.ndim)) - kept)
+    return jnp.sqrt(jnp.mean(jnp.square(array), axis=axes, keepdims=bool(kept)))
+
+
+def _is_stacked(path: Any) -> bool:
+    return stacking.is_stacked(jax.tree_util.keystr(path, simple=True, separator="/"))
 
 
 def _with_clipping(

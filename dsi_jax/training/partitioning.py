@@ -36,6 +36,7 @@ LOGICAL_AXIS_RULES: LogicalRules = (
     ("kv", None),
     ("embedding", None),
     ("length", None),
+    ("layers", None),
     ("relpos_buckets", None),
     ("beams", None),
 )
