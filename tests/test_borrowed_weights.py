@@ -141,7 +141,6 @@ def test_layers_are_stacked_and_unstacked_as_the_run_asks(corpus, lender, tmp_pa
     assert scanned["encoder"]["encoder"]["mlp"]["wo"]["kernel"].shape == (32, 1, 16)
     apart = run("apart", tmp_path / "scanned", False)
     again = run("again", tmp_path / "apart", True)
-    unstacked = run("as_the_lender", lender, None)
 
     def assert_close(found, expected):
         jax.tree.map(
@@ -149,8 +148,8 @@ def test_layers_are_stacked_and_unstacked_as_the_run_asks(corpus, lender, tmp_pa
         )
 
     assert_close(apart, stacking.unstack_layers(scanned))
-    assert_close(apart, unstacked)
     assert_close(again, scanned)
+    assert_close(apart["encoder"], huggingface.load_t5(lender)[1]["encoder"])
 
 
 @pytest.mark.parametrize("scan", [False, True], ids=["one_by_one", "scanned"])
