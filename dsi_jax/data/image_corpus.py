@@ -1,0 +1,164 @@
+"""A corpus of images: documents in a fixed order, and texts and images that look for them.
+
+Readers give `CaptionedImages`; a protocol, named in every result, makes an `ImageCorpus` of them:
+
+- `heldout_caption`: every image is indexed, one caption of each is a query and the rest train.
+- `karpathy_test`: every image is indexed, the captions of the test split's images are queries, and
+  only images of that split may be found; in `full_corpus` every image may be.
+- `image_query`: images look for images of their class, or for the image they are a view of.
+
+They are made in `dsi_jax.data.image_protocols`. Neither tensorflow nor seqio is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dsi_jax.data.corpora import QuerySet
+
+PROTOCOLS = ("heldout_caption", "karpathy_test", "full_corpus", "image_query")
+
+ImageSource = Path | bytes  # a file, or the bytes of one
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CaptionedImages:
+    """What the readers give.
+
+    Attributes:
+      name: of the corpus.
+      keys: N unique names of images.
+      images: N images.
+      captions: the captions of each image, possibly none.
+      splits: the split of each image ("train", "dev", "test"), or None if the data has no splits.
+      skipped: reason -> how many images or captions were left out for it.
+    """
+
+    name: str
+    keys: list[str]
+    images: list[ImageSource]
+    captions: list[list[str]]
+    splits: list[str] | None = None
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageQuerySet:
+    """Images of one split that look for documents.
+
+    Attributes:
+      ids: Q query ids.
+      images: Q images.
+      relevant: Q arrays int32 [R_q] of rows.
+    """
+
+    ids: list[str]
+    images: list[ImageSource]
+    relevant: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageCorpus:
+    """Images, in the order that defines their rows, and queries by split.
+
+    Attributes:
+      name: a short name, used in names of tasks and files.
+      protocol: one of PROTOCOLS.
+      keys: N unique document keys; the row of a document is its position.
+      images: N images.
+      queries: split -> captions with the rows of all images that have them, so that a caption of
+        two images has two positives. "train" may be absent.
+      image_queries: split -> images with the rows they look for.
+      candidates: split -> int32 [C], the rows that may be found; all where a split is absent.
+      classes: int32 [N], the class of each image, if images of a class look for each other.
+      skipped: reason -> how many images or captions were left out for it.
+
+    Raises:
+      ValueError: at construction, if there is no image, the columns differ in length, a key is
+        empty or repeated, or a row is outside the corpus.
+    """
+
+    name: str
+    protocol: str
+    keys: Sequence[str]
+    images: Sequence[ImageSource]
+    queries: Mapping[str, QuerySet]
+    image_queries: Mapping[str, ImageQuerySet] = dataclasses.field(default_factory=dict)
+    candidates: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    classes: np.ndarray | None = None
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol is {self.protocol!r}; expected one of {PROTOCOLS}")
+        if not self.keys:
+            raise ValueError(f"corpus '{self.name}' is empty; expected at least one image")
+        lengths = {len(self.keys), len(self.images)}
+        if self.classes is not None:
+            lengths.add(len(self.classes))
+        if len(lengths) > 1:
+            raise ValueError(
+                f"corpus '{self.name}' has {len(self.keys)} keys and {len(self.images)} images; "
+                "expected one of each, and a class for each or for none"
+            )
+        check_keys(self.name, self.keys)
+        for kind in (self.queries, self.image_queries):
+            for split, queries in kind.items():
+                for query_id, rows in zip(queries.ids, queries.relevant, strict=True):
+                    if not len(rows) or min(rows) < 0 or max(rows) >= len(self.keys):
+                        raise ValueError(
+                            f"corpus '{self.name}', split '{split}', query '{query_id}': rows "
+                            f"{rows}; expected some of the {len(self.keys)} images"
+                        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """sha256 (hex) over keys and files in order; reads every file, queries do not enter."""
+        digest = hashlib.sha256()
+        for key, image in zip(self.keys, self.images, strict=True):
+            data = image if isinstance(image, bytes) else image.read_bytes()
+            digest.update(hashlib.sha256(key.encode()).digest() + hashlib.sha256(data).digest())
+        return digest.hexdigest()
+
+    def training_captions(self) -> list[list[str]]:
+        """The training captions of each row, of which a step samples one an image."""
+        captions: list[list[str]] = [[] for _ in self.keys]
+        if "train" in self.queries:
+            train = self.queries["train"]
+            for text, rows in zip(train.texts, train.relevant, strict=True):
+                for row in rows:
+                    captions[row].append(text)
+        return captions
+
+    def documents_with_training_query(self) -> np.ndarray:
+        """bool [N]: whether a training caption points to the image (*seen*)."""
+        return np.array([bool(captions) for captions in self.training_captions()], bool)
+
+
+def check_keys(name: str, keys: Sequence[str]) -> None:
+    """Raises unless keys are unique and not empty.
+
+    Raises:
+      ValueError: naming the row.
+    """
+    seen: dict[str, int] = {}
+    for row, key in enumerate(keys):
+        if not key:
+            raise ValueError(f"corpus '{name}', image {row}: the key is empty")
+        if seen.setdefault(key, row) != row:
+            raise ValueError(
+                f"corpus '{name}', image {row}: the key '{key}' is already that of image "
+                f"{seen[key]}"
+            )
