@@ -51,6 +51,7 @@ EXTRAS = {
     "parity": ["torch==2.13.0"],
     "plots": ["matplotlib>=3.8"],
     "dev": [
+        "faiss-cpu>=1.10",
         "hypothesis>=6.100",
         "import-linter>=2.0",
         "ir-measures>=0.3.7",

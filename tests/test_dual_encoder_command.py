@@ -10,6 +10,8 @@ import pytest
 
 from dsi_jax import eval as eval_command
 from dsi_jax import infer, search, train
+from dsi_jax.docids.semantic import Semantic
+from dsi_jax.methods.embedder import TrainedDualEncoder
 from dsi_jax.progress import Progress
 from dsi_jax.retriever import Retriever
 from dsi_jax.training import checkpoints
@@ -108,6 +110,26 @@ def test_stopped_run_resumes_to_the_same_parameters(trained, tmp_path, monkeypat
         checkpoints.load_params(tmp_path / name / "checkpoint_12") for name in ("whole", "stopped")
     )
     jax.tree.map(np.testing.assert_array_equal, whole, stopped)
+
+
+def test_its_embeddings_make_semantic_docids(trained):
+    _, model_dir = trained
+    retriever = Retriever.load(model_dir)
+    texts = list(retriever.collection.texts)
+    embedder = TrainedDualEncoder(str(model_dir), batch_size=7)
+    vectors = embedder.embed(texts)
+    assert vectors.shape == (60, 64) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=1e-5)
+    *_, expected = DocumentEmbedder(
+        retriever.model, retriever.collection.document_inputs, mesh=one_device()
+    ).batches(retriever.params)
+    np.testing.assert_allclose(vectors, expected[0], atol=1e-6)
+    keys = retriever.collection.table.keys
+    builder = Semantic(clusters=3, leaf_size=3, embedder=embedder)
+    table = builder.build(keys, "hash", embeddings=vectors)
+    assert table.parameters["embedder"]["checkpoint"] == "checkpoint_150"
+    with pytest.raises(ValueError, match="no texts to embed"):
+        embedder.embed([])
 
 
 @pytest.mark.parametrize(

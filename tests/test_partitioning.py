@@ -64,11 +64,11 @@ def test_a_mesh_leaves_shardings_to_the_compiler():
 
 @pytest.mark.devices
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["eight_devices.py", "eight_devices_towers.py"])
-def test_eight_simulated_devices(file):
+@pytest.mark.parametrize("what", ["", "_towers", "_dense"])
+def test_eight_simulated_devices(what):
     """The number of devices is fixed before the first import of jax, so in another process."""
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", str(TESTS / file)],
+        [sys.executable, "-m", "pytest", "-q", "-x", str(TESTS / f"eight_devices{what}.py")],
         env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
         cwd=TESTS.parent,
         capture_output=True,

@@ -54,7 +54,7 @@ class DocumentEmbedder:
     def batches(self, params: Any) -> Iterator[jax.Array]:
         """Embeddings float32 [P, N, E] as they fill, after each batch; the last are complete.
 
-        Only the latest may be used: the buffer is donated to the next batch.
+        Only the latest may be used: its buffer is donated to the next batch.
 
         Args:
           params: the parameters; with several devices, global arrays on the mesh.
