@@ -33,7 +33,7 @@ Search = Callable[[], tuple[np.ndarray, np.ndarray]]  # (rows, scores), both [Q,
 
 def ours(queries_QxE: np.ndarray, documents_NxE: np.ndarray, k: int, chunk_size: int) -> Search:
     """The search of a dual encoder, documents and queries on the first device."""
-    mesh = partitioning.make_mesh(partitioning.MeshConfig(data=1), jax.devices()[:1])
+    mesh = partitioning.one_device_mesh()
     queries, documents = jax.device_put((queries_QxE, documents_NxE[None]))
     rank = functools.partial(top_k.exact_top_k, k=k, mesh=mesh, chunk_size=chunk_size)
 
@@ -142,7 +142,7 @@ def measure_embedding(args: argparse.Namespace) -> dict[str, Any]:
     init = jax.jit(functools.partial(model.init, deterministic=True))
     params = init(jax.random.key(0), {"text": text, "document": text})["params"]
     params = nn.meta.unbox(params)
-    mesh = partitioning.make_mesh(partitioning.MeshConfig(data=1), jax.devices()[:1])
+    mesh = partitioning.one_device_mesh()
     embedder = DocumentEmbedder(model, inputs, mesh=mesh, batch_size=args.batch)
 
     def embed() -> None:

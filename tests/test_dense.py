@@ -22,7 +22,7 @@ from dsi_jax.training import partitioning
 
 LENGTH = 6
 TEXTS = [f"{i * i} {'abcdefghijk'[i:]}"[i % 2 :] for i in range(11)]
-MESH = partitioning.make_mesh(partitioning.MeshConfig(data=1), jax.devices()[:1])
+MESH = partitioning.one_device_mesh()
 
 
 def by_sorting(queries, documents, k):

@@ -28,6 +28,12 @@ semantic large  37.5 65.1  20.4 50.2  35.6 62.6
 semantic xl     41.9 67.1  22.4 52.2  39.1 66.8
 semantic xxl    48.5 72.1  26.9 59.5  40.4 70.3
 """
+DUAL_ENCODERS = """
+base  16.2 48.6 18.7 55.2 20.5 58.3
+large 18.8 55.7 22.3 60.5 22.4 63.3
+xl    20.8 59.6 23.3 63.2 23.9 65.8
+xxl   22.1 61.6 24.1 64.5 24.3 67.3
+"""
 # Table 6, Hits@1 on NQ320K, peak, trough, mean; table 5, documents memorised.
 FORGETTING = """
 atomic   20.7/2.6/11.7 11.6/2.5/7.0 28.1/2.7/15.4 24.0/4.5/14.2
@@ -55,7 +61,7 @@ def test_every_file_is_one_of_these():
     names = [f"{corpus}_{size}_{kind}" for corpus, size, kind, *_ in EXPERIMENTS]
     assert len(names) == 36
     files = {path.stem for path in (GIN / "experiments" / "nq").glob("*.gin")}
-    assert files == {*names, *TITLE, REFERENCE, *SHARED}
+    assert files == {*names, *TITLE, REFERENCE, *SHARED, "dual_encoder"}
 
 
 def header(file: str) -> str:
@@ -69,6 +75,18 @@ def configured(file: str) -> run.TrainConfig:
     config = evaluated(gin.query_parameter("dsi_jax.trainer.train.config"))
     run.check(config)
     return config
+
+
+def test_dual_encoder_of_the_paper():
+    file = "experiments/nq/dual_encoder.gin"
+    config = configured(file)
+    assert config.method.kind == "dual_encoder"
+    assert config.train_steps == 10_000
+    assert config.sources.vocabulary == config.initial_checkpoint_path == "lender"
+    for size, *figures in (line.split() for line in DUAL_ENCODERS.strip().splitlines()):
+        first, second, third = zip(figures[::2], figures[1::2], strict=True)
+        line = "   ".join(" / ".join(pair) for pair in (first, second, third))
+        assert re.search(rf"{size} +{line}", header(file))
 
 
 @pytest.mark.parametrize(("corpus", "size", "kind", "hits_1", "hits_10"), EXPERIMENTS)

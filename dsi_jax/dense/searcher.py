@@ -41,7 +41,7 @@ class DenseSearcher:
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
     ) -> None:
         if mesh is None:
-            mesh = partitioning.make_mesh(partitioning.MeshConfig(data=1), jax.devices()[:1])
+            mesh = partitioning.one_device_mesh()
         self.beam_size = beam_size
         self._mesh, self._rules, self._num_documents = mesh, rules, len(inputs)
         self._embedder = DocumentEmbedder(model, inputs, mesh=mesh, rules=rules)

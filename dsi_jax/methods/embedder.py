@@ -53,7 +53,7 @@ class TrainedDualEncoder:
         embedder = DocumentEmbedder(
             method.load_model(metadata["model"]),
             inputs,
-            mesh=partitioning.make_mesh(partitioning.MeshConfig(data=1), jax.devices()[:1]),
+            mesh=partitioning.one_device_mesh(),
             batch_size=self.batch_size,
         )
         params = jax.device_put(checkpoints.load_params(path, check=False))

@@ -119,6 +119,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(np.stack(replicas), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
+def one_device_mesh() -> Mesh:
+    """The mesh of the first device alone."""
+    return make_mesh(MeshConfig(data=1), jax.devices()[:1])
+
+
 def _slice_index(device: jax.Device) -> int:
     return getattr(device, "slice_index", 0)
 
