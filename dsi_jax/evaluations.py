@@ -22,7 +22,7 @@ import seqio
 from jax.sharding import Mesh
 
 from dsi_jax import report
-from dsi_jax.data import bm25, features
+from dsi_jax.data import bm25, converters, features
 from dsi_jax.evaluator import (
     HELD_OUT_SPLITS,
     Evaluation,
@@ -243,7 +243,7 @@ class Evaluations:
             if self._has_queries(target):
                 index = bm25.BM25(self._prepared.corpus)
                 systems["BM25"] = summary["bm25"] = index.evaluate(target.split)
-            lines += ["", f"{target.name} (percent)", report.retrieval_table(systems)]
+            lines += ["", *report.split_lines(target.name, systems)]
         for values in free.values():
             if "invalid_rate" in values:
                 lines.append(f"invalid docids, unconstrained: {100 * values['invalid_rate']:.2f}%")
@@ -252,12 +252,11 @@ class Evaluations:
             past = history(self._directory / "inference_eval", target.name, step)
             if not past:
                 continue
+            summary["while_training"][target.name] = told = {"last": past[-1]}
+            if _HEADLINE not in past[-1]:  # a task that has its own metrics only
+                continue
             mean, best = mean_and_best(past, _HEADLINE, self._evaluation.last)
-            summary["while_training"][target.name] = {
-                "last": past[-1],
-                f"mean_{_HEADLINE}": mean,
-                f"best_{_HEADLINE}": best,
-            }
+            told |= {f"mean_{_HEADLINE}": mean, f"best_{_HEADLINE}": best}
             if self._prepared.tasks and target.task == self._prepared.tasks.indexing:
                 aim = "its docid" if self._method.decodes else "itself"
                 lines.append(report.memorisation_line(past[-1], aim))
@@ -281,24 +280,39 @@ class Evaluations:
 
     def _example_searches(self, reported: list[Target], params: Any) -> dict[str, Sequence[Hit]]:
         """A few of the reported queries and their documents; all processes take part."""
-        splits = [target.split for target in reported if self._has_queries(target)]
-        if not splits:
-            return {}
-        corpus = self._prepared.corpus
-        queries = corpus.queries[splits[-1]].texts
+        queries = _texts(reported[-1]) if reported else []
         chosen = queries[:: max(1, len(queries) // NUM_EXAMPLES)][:NUM_EXAMPLES]
-        examples = [{features.INPUTS: np.array([text.encode()], object)} for text in chosen]
+        if not chosen:
+            return {}
+        examples = [{features.INPUTS: np.array([text], object)} for text in chosen]
         rows, scores = self._predictor(self._evaluation).rank(params, examples, self._should_stop)
         return {
-            text: [
-                Hit(corpus.keys[row], int(row), float(score), corpus.titles[row], corpus.texts[row])
+            text.decode("utf-8", "replace"): [
+                self._hit(int(row), float(score))
                 for row, score in zip(rows[i], scores[i], strict=True)
                 if row >= 0
             ][:NUM_EXAMPLE_HITS]
             for i, text in enumerate(chosen)
         }
 
+    def _hit(self, row: int, score: float) -> Hit:
+        corpus = self._prepared.corpus
+        if corpus is None:
+            return Hit(self._prepared.table.keys[row], row, score)
+        return Hit(corpus.keys[row], row, score, corpus.titles[row], corpus.texts[row])
+
+
+def _texts(target: Target) -> list[bytes]:
+    """The queries of a split; none where its task holds token ids."""
+    task = seqio.TaskRegistry.get(target.task)
+    if converters.is_tokenized(task):
+        return []
+    dataset = task.get_dataset(split=target.split, shuffle=False)
+    return [example[features.INPUTS][0] for example in dataset.as_numpy_iterator()]
+
 
 def _line(figures: Figures) -> str:
     names = ("hits@1", "hits@10", "hits@1/seen", "hits@1/unseen", "mrr@10")
-    return "  ".join(f"{name} {100 * figures[name]:.1f}" for name in names if name in figures)
+    parts = [f"{name} {100 * figures[name]:.1f}" for name in names if name in figures]
+    parts += [f"{name} {value:.4g}" for name, value in report.other_metrics(figures).items()]
+    return "  ".join(parts)

@@ -228,7 +228,7 @@ class Evaluator:
     ) -> None:
         examples = evaluator.cached_task_datasets[target.task].as_numpy_iterator()
         names = [
-            example[features.QUERY_ID][0].decode() if features.QUERY_ID in example else str(i)
+            _text(example[features.QUERY_ID]) if features.QUERY_ID in example else str(i)
             for i, example in enumerate(examples)
         ]
         metrics.write_trec_run(
@@ -276,6 +276,12 @@ class _SplitLoggers(seqio.Logger):
         dataset = dataset.map(_without_hashes)
         for logger in self._loggers:
             logger(task_name=f"{task_name}_{self._split}", dataset=dataset, **values)
+
+
+def _text(value: Any) -> str:
+    """A text or number of an example, scalar or [1], as text."""
+    (value,) = np.ravel(np.asarray(value, object))
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _without_hashes(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -54,13 +54,14 @@ def evaluate(
     """
     del config_text
     retriever = Retriever.load(model_dir, step=step, docid_table=docid_table, beam_size=1)
-    loaded = None
+    loaded = retrieval = None
     seed = retriever.metadata.get("corpus_seed", 42) if random_seed is None else random_seed
     if corpus is not None:
-        loaded = corpora.load_corpus(corpus, seed=seed)
+        loaded, foreign = registration.load_corpus_of(corpus, seed, mixture_or_task_name)
         _check_corpus(loaded, corpus, seed, retriever)
-        registered = registration.register_retrieval_task(loaded)
-        mixture_or_task_name = mixture_or_task_name or registered
+        if not foreign:
+            retrieval = registration.register_retrieval_task(loaded)
+            mixture_or_task_name = mixture_or_task_name or retrieval
     if mixture_or_task_name is None:
         raise ValueError("CORPUS is None, so MIXTURE_OR_TASK_NAME must be given")
     targets = _targets(mixture_or_task_name, split, evaluation.num_queries)
@@ -91,9 +92,9 @@ def evaluate(
     figures = evaluator.evaluate(predictor, retriever.params, retriever.step)
     for target in targets:
         systems: dict[str, Figures] = {retriever.method.title: figures[target.name]}
-        if loaded is not None and split in loaded.queries:
+        if loaded is not None and target.task == retrieval:
             systems["BM25"] = BM25(loaded).evaluate(split)
-        logger.info("\n%s (percent)\n%s", target.name, report.retrieval_table(systems))
+        logger.info("\n%s", "\n".join(report.split_lines(target.name, systems)))
     logger.info("files: %s", output)
 
 

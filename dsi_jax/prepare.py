@@ -63,7 +63,7 @@ class Sources:
     """
 
     corpus: str | None = "demo_text"
-    docids: Any = None
+    docids: DocidBuilder | None = None
     docid_table: str | None = None
     vocabulary: str | None = None
     vocabulary_size: int = 8192
@@ -174,7 +174,9 @@ def _prepare(
 ) -> Prepared:
     if sources.corpus is None:
         return _prepare_foreign(sources, model_dir, write, check)
-    corpus = corpora.load_corpus(sources.corpus, seed=sources.seed)
+    corpus, foreign = registration.load_corpus_of(
+        sources.corpus, sources.seed, sources.mixture_or_task_name
+    )
     path = table_path(sources, model_dir)
     table = _existing_table(sources, path, corpus)
     tasks = registration.register_corpus_tasks(
@@ -183,6 +185,7 @@ def _prepare(
         chunk_ratio=sources.chunk_ratio,
         document_form=sources.document_form,
         shuffle_buffer=sources.shuffle_buffer_size,
+        with_mixture=not foreign,
     )
     name = sources.mixture_or_task_name or tasks.mixture
     _check_task(name)
@@ -291,6 +294,7 @@ def _check_task(name: str) -> None:
         raise ValueError(
             f"MIXTURE_OR_TASK_NAME is {name!r}, of which no task or mixture is registered"
             + (f"; did you mean {close[0]!r}?" if close else "")
+            + "; a gin file must import the module that registers it (import my_project.tasks)"
         )
 
 
@@ -341,11 +345,29 @@ def _build_table(sources: Sources, path: Path, corpus: corpora.Corpus, write: bo
     if builder.needs_embeddings:
         embeddings = builder.embedder.embed(corpus.document_texts(), seed=sources.seed)
     table = builder.build(corpus.keys, corpus.hash, embeddings=embeddings, seed=sources.seed)
-    table.validate()
+    _check_built(table, builder, corpus)
     if not write:
         return table
     table.save(path)
     return DocidTable.load(path)
+
+
+def _check_built(table: DocidTable, builder: DocidBuilder, corpus: corpora.Corpus) -> None:
+    """Raises where a builder, maybe another project's, does not keep its promises."""
+    promised = {
+        "documents": (table.num_documents, len(corpus)),
+        "corpus_hash": (table.corpus_hash, corpus.hash),
+        "kind": (table.kind, builder.kind),
+    }
+    for name, (found, expected) in promised.items():
+        if found != expected:
+            raise ValueError(
+                f"the docid table that {type(builder).__name__} built has {name} {found!r}; "
+                f"expected {expected!r}"
+            )
+    if list(table.keys) != list(corpus.keys):
+        raise ValueError(f"{type(builder).__name__} changed the order or the names of the keys")
+    table.validate()
 
 
 def _in_text_space(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,28 @@ Figures = Mapping[str, float]
 
 GROUPS = (("all", ""), ("seen", "/seen"), ("unseen", "/unseen"))
 COLUMNS = ("hits@1", "hits@10", "mrr@10", "ndcg@10")
+_OF_RETRIEVAL = re.compile(r"((hits|mrr|ndcg)@\d+|queries|invalid_rate)(/\w+)?")
+
+
+def split_lines(name: str, systems: Mapping[str, Figures]) -> list[str]:
+    """What was measured on a split: retrieval, where the task has its metrics, then all else.
+
+    Args:
+      name: what the split is called.
+      systems: name -> figures of the task's metrics.
+    """
+    lines = [name]
+    if any("queries" in figures for figures in systems.values()):
+        lines = [f"{name} (percent)", retrieval_table(systems)]
+    for system, figures in systems.items():
+        own = other_metrics(figures)
+        lines += [f"{system} {metric}: {value:.4g}" for metric, value in own.items()]
+    return lines
+
+
+def other_metrics(figures: Figures) -> Figures:
+    """The figures that are not of `data.metrics.retrieval_metrics`: a task's own metrics."""
+    return {name: v for name, v in figures.items() if not _OF_RETRIEVAL.fullmatch(name)}
 
 
 def retrieval_table(systems: Mapping[str, Figures]) -> str:

@@ -1,16 +1,13 @@
 """The package installs as a wheel and from an unzipped sdist, with gin files and tasks."""
 
-import os
-import shutil
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.installed import ROOT, build_wheel, copy_checkout, install, python
+
 PROGRAM = """
 import dsi_jax, dsi_jax.tasks, pathlib
 from dsi_jax import gin_utils
@@ -25,26 +22,12 @@ print(gin_utils.query_macro("CORPUS"))
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
     """A copy of the files that git knows, links kept: builds leave files beside setup.py."""
-    copy = tmp_path_factory.mktemp("checkout") / "dsi_jax"
-    ignore = shutil.ignore_patterns(".git", "__pycache__", "*.egg-info", "build", ".venv")
-    shutil.copytree(ROOT, copy, symlinks=True, ignore=ignore)
-    return copy
-
-
-def python(*command: str, cwd: Path, path: Path | None = None) -> str:
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    if path is not None:
-        environment["PYTHONPATH"] = str(path)
-    done = subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    return copy_checkout(tmp_path_factory.mktemp("checkout") / "dsi_jax")
 
 
 def check_installed(target: Path, elsewhere: Path) -> None:
     # -P: the working directory must not stand in for the installed package.
-    home, corpus = python("-P", "-c", PROGRAM, cwd=elsewhere, path=target).split()
+    home, corpus = python("-P", "-c", PROGRAM, cwd=elsewhere, site=target).split()
     assert Path(home) == target / "dsi_jax"
     assert corpus == "demo_text"
     shipped = {str(p.relative_to(ROOT / "gin")) for p in (ROOT / "gin").rglob("*.gin")}
@@ -56,9 +39,7 @@ def check_installed(target: Path, elsewhere: Path) -> None:
 
 
 def test_wheel(checkout, tmp_path):
-    wheel_command = ["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w"]
-    python(*wheel_command, str(tmp_path), str(checkout), cwd=tmp_path)
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = build_wheel(checkout, tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
@@ -80,8 +61,7 @@ def test_unzipped_sdist(checkout, tmp_path):
         "docs/running.md",
     ):
         assert (source / name).exists(), name
-    install = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]
-    python(*install, str(tmp_path / "site"), str(source), cwd=tmp_path)
+    install(tmp_path / "site", source)
     check_installed(tmp_path / "site", tmp_path)
 
 

@@ -7,9 +7,7 @@ would be part of every checkpoint. Held in memory they are like those of any oth
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Mapping
 
 import numpy as np
 import seqio
@@ -51,7 +49,7 @@ def read(task: seqio.Task, split: str) -> seqio.Task:
             f"the cache {task.cache_dir} was made from other queries or options ({made_from}) than "
             f"the task '{task.name}' of this run ({own.fingerprint}): write it anew"
         )
-    source = InMemorySource({split: columns}, task.name, corpus_hash, _fingerprint(columns))
+    source = InMemorySource({split: columns}, task.name, corpus_hash)
     is_placeholder = [isinstance(p, seqio.CacheDatasetPlaceholder) for p in task.preprocessors]
     return task.replace(
         source=source,
@@ -101,16 +99,3 @@ def _pop_hash(columns: dict[str, Column], name: str, task: seqio.Task) -> str | 
     if len(values) > 1:
         raise ValueError(f"the cache {task.cache_dir} mixes examples of {name} {values}")
     return values[0] if values else None
-
-
-def _fingerprint(columns: Mapping[str, Column]) -> str:
-    """sha256 (hex) of the examples, their order included."""
-    digest = hashlib.sha256()
-    for name, values in sorted(columns.items()):
-        digest.update(f"{name} {len(values)} ".encode())
-        for value in values:
-            array = _array(value)
-            for part in array.flat if array.dtype == object else [array.tobytes()]:
-                digest.update(len(part).to_bytes(8, "little"))
-                digest.update(part)
-    return digest.hexdigest()

@@ -188,21 +188,21 @@ def register_corpus(name: str, fn: CorpusFn) -> None:
         raise ValueError(f"another corpus is already registered as '{name}'")
 
 
-def load_corpus(spec: str, seed: int = 42) -> Corpus:
+def load_corpus(spec: str, seed: int = 42, complete: bool = True) -> Corpus:
     """Loads a registered corpus, a BEIR directory or a SQuAD v1.1 file.
-
-    Splits are completed where the data has only some (`complete_splits`).
 
     Args:
       spec: the name of a registered corpus ("demo_text"), the path of a directory
         with corpus.jsonl, queries.jsonl and qrels/*.tsv, or the path of a JSON file;
         "#1000" behind any of these takes 1,000 of its documents (`subsets.subset`).
       seed: decides every random split and sample.
+      complete: complete the splits where the data has only some (`complete_splits`).
 
     Raises:
       ValueError: if there is no such corpus or its data is malformed.
     """
-    return complete_splits(_load(spec, seed), seed)
+    corpus = _load(spec, seed)
+    return complete_splits(corpus, seed) if complete else corpus
 
 
 def _load(spec: str, seed: int) -> Corpus:

@@ -58,9 +58,9 @@ def postprocess(
     """
     if not is_target:
         return target_or_prediction
-    rows = np.asarray(example.get(features.RELEVANT, target_or_prediction), np.int32)
-    grades = np.asarray(example.get(features.RELEVANCE, np.ones(len(rows))), np.float32)
-    seen = bool(example[features.SEEN][0]) if features.SEEN in example else None
+    rows = np.ravel(example.get(features.RELEVANT, target_or_prediction)).astype(np.int32)
+    grades = np.ravel(example.get(features.RELEVANCE, np.ones(len(rows)))).astype(np.float32)
+    seen = bool(np.ravel(example[features.SEEN])[0]) if features.SEEN in example else None
     return Relevance(rows, grades, seen)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import seqio
 
-from dsi_jax.data import document_forms, features, metrics, preprocessors
+from dsi_jax.data import corpora, document_forms, features, metrics, preprocessors
 from dsi_jax.data.corpora import Corpus, QuerySet
 from dsi_jax.data.sources import Column, InMemorySource, LazySource
 
@@ -46,6 +46,7 @@ def register_corpus_tasks(
     chunk_ratio: float = 0.0,
     document_form: str = document_forms.FIRST,
     shuffle_buffer: int | None = None,
+    with_mixture: bool = True,
 ) -> CorpusTasks:
     """Registers `<name>_indexing`, `_chunks`, `_retrieval` and their mixture `<name>_dsi`.
 
@@ -65,6 +66,7 @@ def register_corpus_tasks(
       shuffle_buffer: examples in a task's shuffle buffer; None shuffles fully. With a buffer,
         documents that have no training query come last, as in the original, whose forgetting
         this brings back (Tay et al. 2022, appendix).
+      with_mixture: False leaves the mixture, whose name is returned all the same, unregistered.
 
     Returns:
       the registered names.
@@ -106,8 +108,34 @@ def register_corpus_tasks(
         rates = {tasks.indexing: float(indexing_ratio or ratio)} | rates
     if tasks.chunks is not None:
         rates[tasks.chunks] = float(chunk_ratio)
-    _add_mixture(tasks.mixture, rates)
+    if with_mixture:
+        _add_mixture(tasks.mixture, rates)
     return tasks
+
+
+def load_corpus_of(spec: str, seed: int, mixture_or_task_name: str | None) -> tuple[Corpus, bool]:
+    """Loads a corpus for a run on its own tasks, or on those of another project.
+
+    Another project's tasks bring their own queries: the corpus is taken as it is. Else its
+    splits are completed.
+
+    Args:
+      spec: see `corpora.load_corpus`.
+      seed: decides every random split and sample.
+      mixture_or_task_name: what the run is on; None: the corpus's own tasks.
+
+    Returns:
+      (the corpus, whether the tasks are another project's, which has registered them).
+
+    Raises:
+      ValueError: see `corpora.load_corpus`.
+    """
+    corpus = corpora.load_corpus(spec, seed, complete=False)
+    registered = {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}
+    own = {f"{_prefix(corpus, None)}_{kind}" for kind in ("indexing", "chunks", "retrieval", "dsi")}
+    if mixture_or_task_name in registered - own:
+        return corpus, True
+    return corpora.complete_splits(corpus, seed), False
 
 
 def register_retrieval_task(corpus: Corpus, name: str | None = None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from dsi_jax.data import features
 
-Column = np.ndarray | Sequence[np.ndarray]
+Column = np.ndarray | Sequence[Any]
 
 
 class InMemorySource(seqio.DataSource):
@@ -31,19 +31,19 @@ class InMemorySource(seqio.DataSource):
         self,
         columns: Mapping[str, Mapping[str, Column]],
         name: str,
-        corpus_hash: str | None,
-        fingerprint: str,
+        corpus_hash: str | None = None,
+        fingerprint: str | None = None,
         shuffle_buffer: int | None = None,
     ) -> None:
         """Keeps `columns`.
 
         Args:
-          columns: split -> feature -> values of its n examples: an array [n, ...] or, for
-            features that vary in length, n arrays [length].
+          columns: split -> feature -> values of its n examples: an array [n, ...], a list of n
+            texts or numbers or, for features that vary in length, n arrays [length].
           name: distinguishes sources, so that two of one size differ in their order.
           corpus_hash: hash of the corpus that the rows refer to; None where it is not known.
-          fingerprint: hash of all that `columns` was made from. Each example carries both
-            hashes, so that a cached task does.
+          fingerprint: hash of all that `columns` was made from; None hashes `columns`. Each
+            example carries both hashes, so that a cached task does.
           shuffle_buffer: draw each example from a buffer of so many, as tf.data does, in place
             of a full permutation; an iterator's state then holds the buffer's indices.
         """
@@ -52,7 +52,7 @@ class InMemorySource(seqio.DataSource):
             splits=list(columns), num_input_examples=sizes, performs_internal_shuffling=True
         )
         self.corpus_hash = corpus_hash
-        self.fingerprint = fingerprint
+        self.fingerprint = _hash(columns) if fingerprint is None else fingerprint
         self.shuffle_buffer = shuffle_buffer
         self._columns = columns
         self._name = name
@@ -150,6 +150,29 @@ def _permutations(size: int, seed: int) -> tf.data.Dataset:
 
 
 def _tensor(values: Column) -> tf.Tensor | tf.RaggedTensor:
-    if isinstance(values, np.ndarray):
+    if isinstance(values, np.ndarray) or not isinstance(values[0], np.ndarray):
         return tf.constant(values)
     return tf.RaggedTensor.from_row_lengths(np.concatenate(values), [len(v) for v in values])
+
+
+def _hash(columns: Mapping[str, Mapping[str, Column]]) -> str:
+    """sha256 (hex) of all values, their order included."""
+    digest = hashlib.sha256()
+    for split, values_by_name in sorted(columns.items()):
+        for name, values in sorted(values_by_name.items()):
+            digest.update(f"{split} {name} {len(values)} ".encode())
+            for value in values:
+                for part in _bytes_of(value):
+                    digest.update(len(part).to_bytes(8, "little"))
+                    digest.update(part)
+    return digest.hexdigest()
+
+
+def _bytes_of(value: Any) -> Iterator[bytes]:
+    if not isinstance(value, np.ndarray):
+        yield value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+    elif value.dtype != object:
+        yield value.tobytes()
+    else:
+        for part in value.flat:
+            yield from _bytes_of(part)

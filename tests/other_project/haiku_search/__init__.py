@@ -1,1 +1,1 @@
-"""A search engine for haiku that one half remembers."""
+"""A search engine for half-remembered haiku."""
