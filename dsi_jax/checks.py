@@ -117,7 +117,8 @@ def _fits_one(value: Any, kind: Any) -> bool:
     if origin is float:
         return isinstance(value, int | float)
     if getattr(origin, "_is_protocol", False):
-        return all(hasattr(value, name) for name in _members(origin))
+        # A class has the members of its objects: gin's @name in place of @name().
+        return not isinstance(value, type) and all(hasattr(value, n) for n in _members(origin))
     return isinstance(value, origin) if isinstance(origin, type) else True
 
 

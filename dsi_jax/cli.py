@@ -75,7 +75,8 @@ def _call(target: str, arguments: argparse.Namespace) -> int | None:
     _join_hosts(arguments)
     _import_tensorflow()
     # Last, and as under `python -m`: gin files may import modules of the working directory.
-    sys.path.append(os.getcwd())
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     gin_utils.parse(gin_arguments)
     if arguments.tfds_data_dir or arguments.seqio_additional_cache_dirs:
         import seqio  # seconds to import; only where a flag asks for it

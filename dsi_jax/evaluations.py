@@ -307,7 +307,8 @@ def _texts(target: Target) -> list[bytes]:
     task = seqio.TaskRegistry.get(target.task)
     if converters.is_tokenized(task):
         return []
-    dataset = task.get_dataset(split=target.split, shuffle=False)
+    cached = task.requires_caching
+    dataset = task.get_dataset(split=target.split, shuffle=False, use_cached=cached)
     return [example[features.INPUTS][0] for example in dataset.as_numpy_iterator()]
 
 

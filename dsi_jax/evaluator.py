@@ -243,7 +243,8 @@ class Evaluator:
 def _seqio_evaluator(
     target: Target, feature_lengths: Mapping[str, int], output_dir: Path | None, seed: int
 ) -> seqio.Evaluator:
-    tokenized = converters.is_tokenized(seqio.get_mixture_or_task(target.task))
+    task = seqio.TaskRegistry.get(target.task)
+    tokenized = converters.is_tokenized(task)
     # A text is one string, however many tokens are kept of it: seqio has nothing to cut.
     lengths = converters.task_lengths(feature_lengths) if tokenized else None
     log_to: dict[str, Any] = {}
@@ -258,6 +259,7 @@ def _seqio_evaluator(
         num_examples=target.num_examples,
         shuffle=target.num_examples is not None,
         seed=seed,
+        use_cached=task.requires_caching,
         async_compute_metrics=False,
         **log_to,
     )

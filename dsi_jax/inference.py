@@ -57,7 +57,7 @@ def evaluate(
     loaded = retrieval = None
     seed = retriever.metadata.get("corpus_seed", 42) if random_seed is None else random_seed
     if corpus is not None:
-        loaded, foreign = registration.load_corpus_of(corpus, seed, mixture_or_task_name)
+        loaded, foreign = registration.load_corpus_for(corpus, seed, mixture_or_task_name)
         _check_corpus(loaded, corpus, seed, retriever)
         if not foreign:
             retrieval = registration.register_retrieval_task(loaded)

@@ -174,7 +174,7 @@ def _prepare(
 ) -> Prepared:
     if sources.corpus is None:
         return _prepare_foreign(sources, model_dir, write, check)
-    corpus, foreign = registration.load_corpus_of(
+    corpus, foreign = registration.load_corpus_for(
         sources.corpus, sources.seed, sources.mixture_or_task_name
     )
     path = table_path(sources, model_dir)

@@ -20,3 +20,15 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data is not at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture
+def own_registries(monkeypatch):
+    """The test registers tasks and corpora into copies, which vanish after it."""
+    import seqio
+
+    from dsi_jax.data import corpora
+
+    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry, corpora):
+        monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(seqio.utils, "_GLOBAL_CACHE_DIRECTORIES", [])

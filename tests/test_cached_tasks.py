@@ -13,8 +13,8 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from dsi_jax import train
-from dsi_jax.data import cached, corpora, features, pipeline, preprocessors, registration
+from dsi_jax import evaluator, train
+from dsi_jax.data import cached, corpora, features, metrics, pipeline, preprocessors, registration
 from dsi_jax.docids.atomic import Atomic
 from dsi_jax.tokenizers import ByteTokenizer
 from tests.small_corpus import write_corpus
@@ -25,12 +25,7 @@ registration.register_corpus_tasks(corpora.load_corpus({corpus!r}), chunk_ratio=
 """
 
 
-@pytest.fixture(autouse=True)
-def own_registries(monkeypatch):
-    """Each test registers into copies, and searches for caches in none but its own directories."""
-    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
-        monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-    monkeypatch.setattr(seqio.utils, "_GLOBAL_CACHE_DIRECTORIES", [])
+pytestmark = pytest.mark.usefixtures("own_registries")
 
 
 def write_cache(task: seqio.Task, directory: Path) -> None:
@@ -206,6 +201,27 @@ def test_foreign_task_is_read_from_its_cache_in_true_epochs(tmp_path):
     assert stream.num_examples == 2
     for _ in range(5):
         assert sorted(texts(next(stream))) == [(0, b"a"), (2, b"ccc")]
+
+
+def test_task_that_must_be_cached_is_evaluated_from_its_cache(tmp_path):
+    task = add_task()
+    required = seqio.CacheDatasetPlaceholder(required=True)
+    seqio.TaskRegistry.remove("foreign")
+    task = task.replace(
+        preprocessors=[task.preprocessors[0], required], metric_fns=[metrics.retrieval_metrics]
+    )
+    seqio.TaskRegistry.add_provider("foreign", task)
+    write_cache(task, tmp_path)
+    seqio.add_global_cache_dirs([str(tmp_path)])
+    evaluators = evaluator.Evaluator(
+        [evaluator.Target("foreign", "train")],
+        keys=["a", "b", "c"],
+        feature_lengths={"inputs": 8},
+        output_dir=None,
+    )._evaluators
+    (one,) = evaluators.values()
+    examples = one.cached_task_datasets["foreign"].as_numpy_iterator()
+    assert [e["inputs"][0] for e in examples] == [b"a", b"bb", b"ccc"]
 
 
 def test_features_of_any_form_come_back_from_the_cache(tmp_path):

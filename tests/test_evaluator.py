@@ -33,11 +33,7 @@ NUM_QUERIES = 7  # with batches of 3, the last is not full
 LENGTH = 8
 
 
-@pytest.fixture(autouse=True)
-def own_registries(monkeypatch):
-    """Each test registers into copies, which vanish after it."""
-    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
-        monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+pytestmark = pytest.mark.usefixtures("own_registries")
 
 
 def make_corpus(num_queries: int = NUM_QUERIES) -> corpora.Corpus:

@@ -25,11 +25,7 @@ LENGTHS = {"inputs": 32}
 NUM_DOCUMENTS = 12
 
 
-@pytest.fixture(autouse=True)
-def own_registries(monkeypatch):
-    """Each test registers into copies, which vanish after it."""
-    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
-        monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+pytestmark = pytest.mark.usefixtures("own_registries")
 
 
 def make_corpus() -> corpora.Corpus:

@@ -21,11 +21,8 @@ CORPUS = corpora.Corpus("twelve", KEYS, [""] * COUNT, TEXTS, {})
 
 
 @pytest.fixture(autouse=True)
-def own_registries(monkeypatch):
-    """Each test registers into copies, which vanish after it."""
-    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
-        monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-    monkeypatch.setattr(corpora, "_REGISTRY", dict(corpora._REGISTRY))
+def twelve(own_registries):
+    """The corpus by its name."""
     corpora.register_corpus("twelve", lambda seed: CORPUS)
 
 
@@ -107,9 +104,12 @@ def test_builder_that_breaks_its_promises_is_named(tmp_path, wrong, message):
     assert not (tmp_path / "docids").exists()
 
 
-def test_docids_that_are_no_builder_are_refused():
-    with pytest.raises(ValueError, match=r"docids is 'naive' \(str\); expected .*DocidBuilder"):
-        check_sources(Sources("twelve", "naive"))
+@pytest.mark.parametrize(
+    ("docids", "found"), [("naive", r"'naive' \(str\)"), (NaiveString, r"<class .*NaiveString'>")]
+)
+def test_docids_that_are_no_builder_are_refused(docids, found):
+    with pytest.raises(ValueError, match=rf"docids is {found}.*; expected .*DocidBuilder"):
+        check_sources(Sources("twelve", docids))
 
 
 @pytest.fixture

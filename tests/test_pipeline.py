@@ -27,11 +27,7 @@ LENGTHS = {"inputs": 24}
 NUM_DOCUMENTS = 50
 
 
-@pytest.fixture(autouse=True)
-def own_registries(monkeypatch):
-    """Each test registers into copies, which vanish after it."""
-    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
-        monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+pytestmark = pytest.mark.usefixtures("own_registries")
 
 
 def make_corpus(count: int = NUM_DOCUMENTS, with_training_queries: bool = True) -> corpora.Corpus:

@@ -113,7 +113,7 @@ def register_corpus_tasks(
     return tasks
 
 
-def load_corpus_of(spec: str, seed: int, mixture_or_task_name: str | None) -> tuple[Corpus, bool]:
+def load_corpus_for(spec: str, seed: int, mixture_or_task_name: str | None) -> tuple[Corpus, bool]:
     """Loads a corpus for a run on its own tasks, or on those of another project.
 
     Another project's tasks bring their own queries: the corpus is taken as it is. Else its
