@@ -303,13 +303,14 @@ class Evaluations:
 
 
 def _texts(target: Target) -> list[bytes]:
-    """The queries of a split; none where its task holds token ids."""
+    """The queries of a split in words; none where its task holds token ids."""
     task = seqio.TaskRegistry.get(target.task)
     if converters.is_tokenized(task):
         return []
     cached = task.requires_caching
     dataset = task.get_dataset(split=target.split, shuffle=False, use_cached=cached)
-    return [example[features.INPUTS][0] for example in dataset.as_numpy_iterator()]
+    inputs = (example[features.INPUTS] for example in dataset.as_numpy_iterator())
+    return [texts[0] for texts in inputs if len(texts)]
 
 
 def _line(figures: Figures) -> str:

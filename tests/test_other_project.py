@@ -88,9 +88,20 @@ def test_its_own_evaluation_repeats_the_figures(installed, trained):
 
 
 def test_its_documents_are_found_and_shown(installed, trained):
-    out = installed.run("search", "runs/haiku", "fireflies that a child counts", "-k", "1")
+    out = installed.run("search", "runs/haiku", "daughter counting fireflies", "-k", "1")
     assert "fireflies-tonight" in out
     assert "my daughter counts up to ten" in out
+
+
+def test_queries_of_a_file_are_ranked_without_the_project(installed, trained):
+    (installed.directory / "queries.txt").write_text(
+        "frogs clearing their throats\nradiator knocking\n"
+    )
+    infer = ("infer", "--gin_file=runs/infer.gin", "--gin.MODEL_DIR=runs/haiku")
+    installed.run(*infer, "--gin.QUERIES=queries.txt", "--gin.INFER_OUTPUT_DIR=out")
+    lines = (installed.directory / "out/queries.jsonl").read_text().splitlines()
+    found = [json.loads(line)["hits"][0]["key"] for line in lines]
+    assert found == ["first-rain", "radiator-knocks"]
 
 
 def test_template_of_a_corpus_is_imported_from_the_working_directory(installed):
