@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from dsi_jax.convert import huggingface, t5x, text_model
+from dsi_jax.convert import huggingface, t5x, t5x_files, text_model
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.models import stacking
 from dsi_jax.models.dsi import TEXT_SPACE, DSIConfig
@@ -70,7 +70,7 @@ def open_lender(path: str | Path) -> Lender:
     path = Path(path).expanduser()
     if (path / "config.json").is_file():
         return TextLender(path, huggingface.load_t5_config(path), huggingface.load_t5)
-    if directory := t5x.find_checkpoint(path):
+    if directory := t5x_files.find_checkpoint(path):
         return TextLender(directory, t5x.load_t5_config(directory), t5x.load_t5)
     if path.is_dir():
         return CheckpointLender(checkpoints.latest_checkpoint(path))

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 # first, and fields of the architecture that change no parameter.
 _IDENTITY = ("tokenizer_hash", "docid_table_hash", "model")
 _NO_IDENTITY = ("dropout_rate", "remat", "dtype")
+_LATER_OPTIONS = ("scan_layers", "relpos_per_layer")  # a checkpoint of before them has neither
 _AGREE_EVERY = 10  # steps between two questions to the other hosts
 PREEMPTED = 143  # 128 + SIGTERM: the exit status of a run that saved and can be resumed
 
@@ -139,6 +140,7 @@ def _identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
     if metadata["method"] != DSI.kind:  # which a checkpoint of before there were others has not
         identity = {"method": metadata["method"]} | identity
     t5 = {k: v for k, v in metadata["model"]["t5"].items() if k not in _NO_IDENTITY}
+    t5 = {k: v for k, v in t5.items() if v or k not in _LATER_OPTIONS}
     return identity | {"model": metadata["model"] | {"t5": t5}}
 
 

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dsi_jax.convert import t5x, text_model
+from dsi_jax.convert import t5x, t5x_files, text_model
 from dsi_jax.models import sizes
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.models.t5 import T5Config
@@ -135,7 +135,7 @@ def test_orbax_state(tmp_path) -> None:
     with ocp.CheckpointManager(tmp_path, options=options, item_handlers=handlers) as manager:
         for step in (3, 12):
             manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)))
-    directory = t5x.find_checkpoint(tmp_path)
+    directory = t5x_files.find_checkpoint(tmp_path)
     assert directory == tmp_path / "checkpoint_12"
     config, params = t5x.load_t5(directory)
     assert config == V1_1
@@ -157,12 +157,12 @@ def test_config_of_mt5_is_read_off_its_shapes() -> None:
 
 
 def test_the_newest_checkpoint_of_a_directory(tmp_path) -> None:
-    assert t5x.find_checkpoint(tmp_path) is None
+    assert t5x_files.find_checkpoint(tmp_path) is None
     for step in (9, 10):
         t5x_checkpoint.write_checkpoint(tmp_path / f"checkpoint_{step}", {})
     (tmp_path / "checkpoint_11.tmp-1").mkdir()
-    assert t5x.find_checkpoint(tmp_path).name == "checkpoint_10"
-    assert t5x.find_checkpoint(tmp_path / "checkpoint_9").name == "checkpoint_9"
+    assert t5x_files.find_checkpoint(tmp_path).name == "checkpoint_10"
+    assert t5x_files.find_checkpoint(tmp_path / "checkpoint_9").name == "checkpoint_9"
 
 
 # --- What is refused ---------------------------------------------------------------------------

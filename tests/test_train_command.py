@@ -1,5 +1,6 @@
 """The commands as a user runs them: docids, train, search, eval, infer; and being killed."""
 
+import dataclasses
 import io
 import json
 import os
@@ -16,9 +17,12 @@ import jax
 import numpy as np
 import pytest
 
-from dsi_jax import build_docids, infer, inference, search, train
+from dsi_jax import build_docids, infer, inference, search, train, trainer
 from dsi_jax import eval as eval_command
 from dsi_jax.evaluator import Evaluation, Predictor
+from dsi_jax.models import sizes
+from dsi_jax.models.dsi import DSIConfig
+from dsi_jax.models.t5 import T5Config
 from dsi_jax.retriever import Retriever
 from dsi_jax.training import checkpoints
 from tests.small_corpus import write_corpus
@@ -208,6 +212,17 @@ def test_checkpoint_of_another_run_is_refused_before_anything_is_written(trained
     assert re.search(r"model\.t5\.emb_dim \d+, this run expects \d+", message)
     assert "dropout_rate" not in message
     assert (model_dir / "config.gin").read_text() == config
+
+
+def test_checkpoint_of_before_layers_were_scanned_is_of_the_same_run():
+    def identity(t5: T5Config) -> dict:
+        model = DSIConfig(t5, docid_vocab_size=12, docid_length=3).to_json()
+        metadata = {"method": "dsi", "tokenizer_hash": "", "docid_table_hash": "", "model": model}
+        return trainer._identity(metadata)["model"]["t5"]
+
+    assert "scan_layers" not in identity(sizes.t5_tiny())
+    scanned = dataclasses.replace(sizes.t5_tiny(), scan_layers=True)
+    assert identity(scanned) == identity(sizes.t5_tiny()) | {"scan_layers": True}
 
 
 def test_eval_command_refuses_queries_of_another_split(trained, tmp_path):

@@ -21,8 +21,6 @@ from dsi_jax.convert.text_model import Params
 from dsi_jax.models import stacking
 from dsi_jax.models.t5 import T5Config
 
-find_checkpoint = t5x_files.find_checkpoint
-
 _ATTENTION = re.compile(r".*/(?:self_|encoder_decoder_)?attention/(query|key|value|out)/kernel")
 _ACTIVATIONS = {("wi",): ("relu",), ("wi_0", "wi_1"): ("gelu", "linear")}
 
