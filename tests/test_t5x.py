@@ -199,6 +199,9 @@ def test_array_of_another_shape_than_the_index_says(tmp_path) -> None:
     message = rf"parameter {KERNEL}: .* has shape \(24, 15\); expected \(24, 16\) by the index"
     with pytest.raises(ValueError, match=message):
         t5x.load_t5(directory)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=rf"parameter {KERNEL}: .*\.zarray is damaged"):
+        t5x.load_t5(directory)
 
 
 @pytest.mark.parametrize(

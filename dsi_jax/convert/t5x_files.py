@@ -113,7 +113,7 @@ def _stored(directory: Path, path: str, leaf: Any) -> StoredArray:
         return StoredArray(np.shape(leaf), lambda: np.asarray(leaf))
     if isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER):
         folder = directory / leaf.removeprefix(_PLACEHOLDER)
-        shape = tuple(_zarr_metadata(path, folder)["shape"])
+        shape, _ = _zarr_shape_and_chunks(path, folder)
         return StoredArray(shape, lambda: _read_zarr(path, folder, shape))
     try:
         metadata = leaf["metadata"]
@@ -132,29 +132,28 @@ def _stored(directory: Path, path: str, leaf: Any) -> StoredArray:
     return StoredArray(shape, lambda: _read_zarr(path, folder, shape))
 
 
-def _zarr_metadata(path: str, folder: Path) -> dict[str, Any]:
+def _zarr_shape_and_chunks(path: str, folder: Path) -> tuple[tuple[int, ...], int]:
+    """The shape of a zarr array, and how many chunks it has."""
     try:
-        return json.loads((folder / ".zarray").read_text())
+        metadata = json.loads((folder / ".zarray").read_text())
+        sides = list(zip(metadata["shape"], metadata["chunks"], strict=True))
+        return tuple(metadata["shape"]), math.prod(math.ceil(size / side) for size, side in sides)
     except OSError as error:
         raise FileNotFoundError(
             f"the array of parameter {path} is missing: {folder / '.zarray'} cannot be read"
         ) from error
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"parameter {path}: {folder / '.zarray'} is damaged: {error}") from error
 
 
 def _read_zarr(path: str, folder: Path, shape: tuple[int, ...]) -> np.ndarray:
-    metadata = _zarr_metadata(path, folder)
-    found = tuple(metadata["shape"])
+    found, chunks = _zarr_shape_and_chunks(path, folder)
     if found != shape:
         raise ValueError(
             f"parameter {path}: {folder} has shape {found}; expected {shape} by the index"
         )
-    chunks = math.prod(
-        math.ceil(size / chunk) for size, chunk in zip(shape, metadata["chunks"], strict=True)
-    )
     present = sum(file.is_file() and not file.name.startswith(".") for file in folder.rglob("*"))
-    if present != chunks:
+    if present < chunks:
         raise ValueError(
             f"parameter {path}: {folder} has {present} chunks; expected {chunks} by its .zarray"
         )

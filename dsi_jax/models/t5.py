@@ -388,56 +388,21 @@ class Decoder(nn.Module):
         bias_HxL = None
         if not self.config.relpos_per_layer:
             bias_HxL = self.relpos_bias.step(position, length)
-        x_BxMxD = embedded_BxMxD
-        if self.config.scan_layers:
-            x_BxMxD, stacked = self._scanned_step(
-                x_BxMxD, bias_HxL, own["layers"], cross["layers"], mask_BxS, position
-            )
-            return self.decoder_norm(x_BxMxD), {"layers": stacked}
-        updated = {}
-        for index, layer in enumerate(self.layers):
-            name = f"layers_{index}"
-            x_BxMxD, updated[name] = layer.step(
-                x_BxMxD, bias_HxL, own[name], cross[name], mask_BxS, position
-            )
-        return self.decoder_norm(x_BxMxD), updated
-
-    def _scanned_step(
-        self,
-        x_BxMxD: jax.Array,
-        bias_HxL: jax.Array | None,
-        own: LayerCache,
-        cross: LayerCache,
-        mask_BxS: jax.Array,
-        position: jax.Array,
-    ) -> tuple[jax.Array, LayerCache]:
-        """All layers of a step; the cache is carried, so that it is written where it lies."""
 
         def apply(
-            layer: DecoderLayer,
-            carry: tuple[jax.Array, LayerCache],
-            index: jax.Array,
-            cross_of_layer: LayerCache,
-        ) -> tuple[tuple[jax.Array, LayerCache], None]:
-            x_BxMxD, stacked = carry
-            own_of_layer = jax.tree.map(
-                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, axis=2, keepdims=False),
-                stacked,
-            )
-            x_BxMxD, own_of_layer = layer.step(
-                x_BxMxD, bias_HxL, own_of_layer, cross_of_layer, mask_BxS, position
-            )
-            stacked = jax.tree.map(
-                lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, index, axis=2),
-                stacked,
-                own_of_layer,
-            )
-            return (x_BxMxD, stacked), None
+            layer: DecoderLayer, x_BxMxD: jax.Array, own: LayerCache, cross: LayerCache
+        ) -> tuple[jax.Array, LayerCache]:
+            return layer.step(x_BxMxD, bias_HxL, own, cross, mask_BxS, position)
 
-        depth = self.config.num_decoder_layers
-        scan = _scan(apply, depth, in_axes=(0, 0))
-        carry, _ = scan(self.decoder, (x_BxMxD, own), jnp.arange(depth), cross)
-        return carry
+        x_BxMxD, updated = embedded_BxMxD, {}
+        if self.config.scan_layers:
+            scan = _scan_with_cache(apply, self.config.num_decoder_layers)
+            x_BxMxD, updated["layers"] = scan(self.decoder, x_BxMxD, own["layers"], cross["layers"])
+        else:
+            for index, layer in enumerate(self.layers):
+                name = f"layers_{index}"
+                x_BxMxD, updated[name] = apply(layer, x_BxMxD, own[name], cross[name])
+        return self.decoder_norm(x_BxMxD), updated
 
 
 def _write(cache_BxMxLxHxP: jax.Array, new_BxMxHxP: jax.Array, position: jax.Array) -> jax.Array:
@@ -454,6 +419,32 @@ def _scan(apply: Callable[..., Any], depth: int, in_axes: Any = 0) -> Callable[.
         length=depth,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
+
+
+def _scan_with_cache(apply: Callable[..., Any], depth: int) -> Callable[..., Any]:
+    """`apply(layer, x, own, cross) -> (x, own)` over stacked layers, `own` and `cross` stacked too.
+
+    The decoder's own cache is carried, so that it is written where it lies.
+    """
+
+    def body(layer: nn.Module, carry: Any, index: jax.Array, cross: LayerCache) -> tuple[Any, None]:
+        x, stacked = carry
+        own = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, axis=2, keepdims=False), stacked
+        )
+        x, own = apply(layer, x, own, cross)
+        stacked = jax.tree.map(
+            lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, index, axis=2),
+            stacked,
+            own,
+        )
+        return (x, stacked), None
+
+    def run(layer: nn.Module, x: jax.Array, own: LayerCache, cross: LayerCache) -> Any:
+        scan = _scan(body, depth, in_axes=(0, 0))
+        return scan(layer, (x, own), jnp.arange(depth), cross)[0]
+
+    return run
 
 
 def _layer_class(
