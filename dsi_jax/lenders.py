@@ -103,6 +103,7 @@ class TextLender:
             lent = _with_new_tokens(text_params, params)
         else:
             rows = docid_rows(borrower.table, borrower.tokenizer)
+            rows += [-1] * (borrower.config.docid_vocab_size - len(rows))  # where it is padded
             lent = text_model.lend(text_params, rows, _docid_parameters(params))
         lent = stacking.arrange_layers(lent, stacked=borrower.config.t5.scan_layers)
         return assignment.apply_assignment_map(params, lent, assignment_map or ())

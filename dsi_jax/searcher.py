@@ -17,7 +17,7 @@ from dsi_jax.decoding import adapter, trie
 from dsi_jax.decoding import constraint as constraint_lib
 from dsi_jax.decoding.beam import BeamResult
 from dsi_jax.docids.table import DocidTable
-from dsi_jax.models.dsi import DSIModel
+from dsi_jax.models.dsi import DSIModel, padded_vocab_size
 from dsi_jax.training import partitioning
 
 CONSTRAINTS = ("trie", "free")
@@ -109,13 +109,12 @@ def check_table(model: DSIModel, table: DocidTable) -> None:
       ValueError: names the vocabulary sizes and lengths of both.
     """
     config = model.config
-    found = (table.vocab_size, table.length)
-    expected = (config.docid_vocab_size, config.docid_length)
-    if found != expected:
+    fitting = (table.vocab_size, padded_vocab_size(table.vocab_size))
+    if config.docid_vocab_size not in fitting or config.docid_length != table.length:
         raise ValueError(
-            f"docid table {table.kind!r} has a vocabulary of {found[0]} and docids of length "
-            f"{found[1]}; the model was made for a vocabulary of {expected[0]} and length "
-            f"{expected[1]}"
+            f"docid table {table.kind!r} has a vocabulary of {table.vocab_size} and docids of "
+            f"length {table.length}; the model was made for a vocabulary of "
+            f"{config.docid_vocab_size} and length {config.docid_length}"
         )
 
 

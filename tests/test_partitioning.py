@@ -13,6 +13,8 @@ import pytest
 from dsi_jax.training.partitioning import MeshConfig, make_mesh
 
 TESTS = Path(__file__).parent
+# Most of the time is compilation.
+QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 @pytest.mark.parametrize(
@@ -64,12 +66,13 @@ def test_a_mesh_leaves_shardings_to_the_compiler():
 
 @pytest.mark.devices
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["", "_towers", "_dense"])
+@pytest.mark.parametrize("what", ["", "_towers", "_dense", "_meshes"])
 def test_eight_simulated_devices(what):
     """The number of devices is fixed before the first import of jax, so in another process."""
+    env = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION}
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", str(TESTS / f"eight_devices{what}.py")],
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
+        env=os.environ | env,
         cwd=TESTS.parent,
         capture_output=True,
         text=True,

@@ -105,10 +105,10 @@ def beam_search(
     )
     for level in range(constraint.length):
         logits_BxMxV, cache = decode.step(cache, beams.last, jnp.int32(level))
-        if logits_BxMxV.shape[-1] != constraint.vocab_size:
+        if logits_BxMxV.shape[-1] < constraint.vocab_size:
             raise ValueError(
                 f"the decoder's logits have a vocabulary of {logits_BxMxV.shape[-1]}; expected the "
-                f"docid table's {constraint.vocab_size}"
+                f"docid table's {constraint.vocab_size}, or a padded one"
             )
         logits_BxMxV = logits_BxMxV.astype(jnp.float32)
         candidates = constraint.expand(level, beams.state, logits_BxMxV)

@@ -43,7 +43,7 @@ class Constraint(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """V, which the decoder's logits must have."""
+        """V, which the decoder's logits must have at least."""
 
     def start(self, batch_size: int) -> Any:
         """The state of one empty beam a query."""
@@ -130,6 +130,7 @@ class Free:
         del level
         ended_BxMx1 = state[..., None]
         is_pad_V = jnp.arange(self.vocab_size) == PAD_TOKEN
+        logits_BxMxV = logits_BxMxV[..., : self.vocab_size]  # a model's may be padded
         return Candidates(logits_BxMxV, ~ended_BxMx1 | is_pad_V, ended_BxMx1)
 
     def advance(

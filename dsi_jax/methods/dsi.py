@@ -13,7 +13,13 @@ from dsi_jax import searcher as searcher_lib
 from dsi_jax.docids import text_space
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.methods.base import Collection, Stream
-from dsi_jax.models.dsi import COMPACT_SPACE, TEXT_SPACE, DSIConfig, DSIModel
+from dsi_jax.models.dsi import (
+    COMPACT_SPACE,
+    TEXT_SPACE,
+    DSIConfig,
+    DSIModel,
+    padded_vocab_size,
+)
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.training import losses, partitioning
 from dsi_jax.training.step import Metrics
@@ -45,6 +51,7 @@ class DSI:
     def new_model(self, t5: T5Config, table: DocidTable | None) -> DSIModel:
         """See `base.Method`."""
         vocab_size, length = (2, 1) if table is None else (table.vocab_size, table.length)
+        vocab_size = padded_vocab_size(vocab_size)
         space = COMPACT_SPACE
         if table is not None and text_space.is_spelled(table):
             # Behind the text's tokens come sentinels and, where docids are atomic, documents.

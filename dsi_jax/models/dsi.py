@@ -16,6 +16,11 @@ from dsi_jax.models import layers, t5
 
 COMPACT_SPACE, TEXT_SPACE = DOCID_SPACES = ("compact", "text")
 
+# Docid vocabularies of at least so many tokens are padded to a multiple of 128, as T5's own is, so
+# that any usual mesh can split them. Smaller ones are cheap to hold whole.
+_PADDED_FROM = 4096
+_PADDED_TO = 128
+
 
 @dataclasses.dataclass(frozen=True)
 class DSIConfig:
@@ -23,7 +28,8 @@ class DSIConfig:
 
     Attributes:
       t5: the architecture of encoder and decoder.
-      docid_vocab_size: V, tokens of the docid vocabulary, pad 0 and end 1 included.
+      docid_vocab_size: V, tokens of the docid vocabulary, pad 0 and end 1 included; that of the
+        docid table, or more (`padded_vocab_size`).
       docid_length: L, tokens of a docid, with its end token where it has one.
       docid_space: "compact" gives docids a vocabulary, embeddings and head of their own; in
         "text" docids are made of T5's own tokens, and V is t5.vocab_size.
@@ -66,6 +72,16 @@ class DSIConfig:
         """
         value = t5.check_fields(cls, value)
         return cls(**value | {"t5": t5.T5Config.from_json(value["t5"])})
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """The docid vocabulary of a model for a table of `vocab_size` tokens.
+
+    The tokens beyond the table's are never targets and never decoded.
+    """
+    if vocab_size < _PADDED_FROM:
+        return vocab_size
+    return -(-vocab_size // _PADDED_TO) * _PADDED_TO
 
 
 def shift_right(tokens: jax.Array) -> jax.Array:

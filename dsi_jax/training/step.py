@@ -97,7 +97,10 @@ def make_train_step(
         outputs = model.apply({"params": params}, batch, deterministic=False, rngs={"dropout": key})
         return loss(outputs, batch)
 
-    gradient_sum = jax.grad(loss_sum, has_aux=True)
+    def gradient_sum(params: Any, batch: Any, key: jax.Array) -> tuple[Any, Metrics]:
+        grads, metrics = jax.grad(loss_sum, has_aux=True)(params, batch, key)
+        # Said here, so that each device sums its own part of a gradient and never holds all of it.
+        return jax.lax.with_sharding_constraint(grads, state_shardings.params), metrics
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
