@@ -15,6 +15,7 @@ MODES = {
     "train": ("dsi_jax.train", "train an index, or go on training it"),
     "eval": ("dsi_jax.eval", "evaluate a checkpoint"),
     "infer": ("dsi_jax.infer", "rank documents for a file of queries"),
+    "precompile": ("dsi_jax.precompile", "compile a run for a machine that is not here"),
     "search": ("dsi_jax.search", "search a trained index"),
 }
 
@@ -40,7 +41,7 @@ def choose(argv: Sequence[str] | None = None) -> int:
         return 0
     if argv[:1] in ([], ["-h"], ["--help"]):
         print("usage: dsi-jax <mode> [arguments]   (dsi-jax <mode> --help says more)\n")
-        print("\n".join(f"  {mode:8s} {what}" for mode, (_, what) in MODES.items()))
+        print("\n".join(f"  {mode:10s} {what}" for mode, (_, what) in MODES.items()))
         return 0 if argv else 2
     if argv[0] not in MODES:
         print(

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from dsi_jax import checks
 from dsi_jax.training import partitioning
 from dsi_jax.training.state import TrainState
+from dsi_jax.units import bytes_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Plan:
             [
                 *self.lines,
                 f"parameters   {self.parameters:,}",
-                f"memory       {_size(self.state_bytes)} of state a device",
-                f"checkpoint   {_size(self.checkpoint_bytes)}",
+                f"memory       {bytes_text(self.state_bytes)} of state a device",
+                f"checkpoint   {bytes_text(self.checkpoint_bytes)}",
                 f"step         {flops} FLOPs",
             ]
         )
@@ -74,7 +75,8 @@ def check_disk(directory: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise OSError(
-            f"{directory} has {_size(free)} free; the checkpoints of this run need {_size(needed)}"
+            f"{directory} has {bytes_text(free)} free; the checkpoints of this run need "
+            f"{bytes_text(needed)}"
         )
 
 
@@ -122,11 +124,3 @@ def mesh_line(mesh: Mesh) -> str:
         f"{partitioning.num_batch_shards(mesh)} shards of the batch, "
         f"{jax.process_count()} host{'s' if jax.process_count() > 1 else ''}"
     )
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} TiB"

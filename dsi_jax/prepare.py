@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 BYTES = "bytes"
 TEXT_TABLE = "docids_text"  # in MODEL_DIR: the docids in text tokens
 _T5_MODEL = "spiece.model"  # what T5's directories call it
-_TOKENIZER = "tokenizer.json"  # what a run's own vocabulary is called
+TOKENIZER = "tokenizer.json"  # what a run's own vocabulary is called
 _ORIGIN = ("corpus_hash", "vocabulary_size", "seed")  # what that vocabulary depends on
 
 
@@ -272,7 +272,7 @@ def _prepare_foreign(
     _check_task(sources.mixture_or_task_name)
     path = table_path(sources, model_dir)
     table = DocidTable.load(path)
-    tokenizer = _given_tokenizer(sources.vocabulary)
+    tokenizer = given_tokenizer(sources.vocabulary)
     check(table.num_documents)
     if write:
         checkpoints.check_writable(model_dir)
@@ -396,14 +396,20 @@ def _in_text_space(
     return dataclasses.replace(prepared, table=table, table_path=path)
 
 
-def _given_tokenizer(vocabulary: str) -> tokenizers.Tokenizer:
+def given_tokenizer(vocabulary: str) -> tokenizers.Tokenizer:
+    """The tokenizer that VOCABULARY names.
+
+    Raises:
+      FileNotFoundError: there is none; the path is named.
+      ValueError: it is damaged.
+    """
     if vocabulary == BYTES:
         return tokenizers.ByteTokenizer()
     path = Path(vocabulary).expanduser()
     if _is_or_has_checkpoint(path):
         metadata = checkpoints.load_metadata(checkpoints.latest_checkpoint(path))
         return tokenizers.from_spec(metadata["tokenizer"])
-    for name in (_T5_MODEL, _TOKENIZER):
+    for name in (_T5_MODEL, TOKENIZER):
         if (path / name).is_file():
             path /= name
             break
@@ -426,8 +432,8 @@ def _existing_tokenizer(
 ) -> tokenizers.Tokenizer | None:
     """The given vocabulary, or the one that was trained in this MODEL_DIR."""
     if sources.vocabulary is not None:
-        return _given_tokenizer(sources.vocabulary)
-    path = model_dir / _TOKENIZER
+        return given_tokenizer(sources.vocabulary)
+    path = model_dir / TOKENIZER
     if not path.exists():
         return None
     tokenizer, stored = _read_tokenizer(path)
@@ -450,7 +456,7 @@ def _train_tokenizer(
         texts, vocab_size=sources.vocabulary_size, seed=sources.seed
     )
     if write:
-        path = model_dir / _TOKENIZER
+        path = model_dir / TOKENIZER
         partial = path.with_suffix(".partial")
         origin = _origin(sources, corpus)
         partial.write_text(json.dumps(origin | {"tokenizer": tokenizer.spec()}))

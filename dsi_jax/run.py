@@ -26,6 +26,7 @@ from dsi_jax.methods.dsi import DSI
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.tokenizers import Tokenizer
 from dsi_jax.training import checkpoints, optimizers, partitioning
+from dsi_jax.training import program as program_lib
 from dsi_jax.training import state as state_lib
 from dsi_jax.training import step as step_lib
 
@@ -126,12 +127,7 @@ class Run:
       directory: MODEL_DIR.
       prepared: corpus, tokenizer, docid table and tasks.
       collection: the documents as the method reads and ranks them.
-      mesh: the devices.
-      rules: logical axis rules that suit the mesh and the model.
-      model: the model.
-      transformation: the optimizer.
-      shapes: of the train state, with shardings.
-      step: the training step, not compiled.
+      program: model, mesh, shapes and training step, not compiled.
       stream: batches.
       train_steps: steps in all.
       periods: how often to log, save and evaluate.
@@ -139,30 +135,24 @@ class Run:
       lender: weights to start from; None: random ones, or the checkpoint's of a resumed run.
       evaluations: rankings while training and at the end.
       plan: the run in figures.
-      model_info: text of `model-info.txt`.
     """
 
     config: TrainConfig
     directory: Path
     prepared: prepare_lib.Prepared
     collection: Collection
-    mesh: Mesh
-    model: nn.Module
+    program: program_lib.Program
     stream: Stream
-    shapes: state_lib.TrainState
-    step: step_lib.TrainStep
-    rules: partitioning.LogicalRules
-    transformation: Any
     train_steps: int
     periods: Periods
     metadata: dict[str, Any]
     lender: lenders.Lender | None
     evaluations: Evaluations
     plan: preflight.Plan
-    model_info: str
 
     def new_held_out_loss(self, *, write: bool) -> held_out.HeldOutLoss:
         """Reads the held-out sample; its loss is measured at each evaluation."""
+        program = self.program
         tasks = held_out.held_out_tasks(self.prepared.mixture_or_task_name)
         return held_out.HeldOutLoss(
             {
@@ -170,7 +160,7 @@ class Run:
                     self.config,
                     self.prepared,
                     self.collection,
-                    self.mesh,
+                    program.mesh,
                     self.stream.batch_size,
                     name=task,
                     split=split,
@@ -180,9 +170,12 @@ class Run:
             },
             num_batches=self.periods.eval_steps,
             eval_step=step_lib.make_eval_step(
-                self.model, mesh=self.mesh, rules=self.rules, loss=self.config.method.eval_loss
+                program.model,
+                mesh=program.mesh,
+                rules=program.rules,
+                loss=self.config.method.eval_loss,
             ),
-            put=lambda batch: partitioning.shard_batch(batch, self.mesh),
+            put=lambda batch: partitioning.shard_batch(batch, program.mesh),
             directory=self.directory / "training_eval",
             write=write,
         )
@@ -245,7 +238,7 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
     given = config.model or stored or (lender.t5 if lender is not None else None)
 
     def check_disk(num_documents: int) -> None:
-        t5 = _with_options(given or autosize.choose(num_documents).model, config)
+        t5 = with_options(given or autosize.choose(num_documents).model, config)
         needed = _least_checkpoint_bytes(t5, config)
         preflight.check_disk(directory, needed * (config.periods.keep + 1))
 
@@ -266,29 +259,23 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
     )
     train_steps = config.train_steps or size.train_steps
     vocab_size = stored.vocab_size if stored else text_vocab_size(prepared.tokenizer)
-    t5 = dataclasses.replace(_with_options(given or size.model, config), vocab_size=vocab_size)
+    t5 = dataclasses.replace(with_options(given or size.model, config), vocab_size=vocab_size)
     model = config.method.new_model(t5, prepared.table)
 
     collection = prepared.collection(lengths)
     stream = _stream(config, prepared, collection, mesh, batch_size)
-    batch_shapes = stream.batch_shapes()
-    transformation = config.optimizer.build(train_steps)
-    boxed = state_lib.param_shapes(model, batch_shapes)
-    rules = partitioning.fit_rules(partitioning.LOGICAL_AXIS_RULES, boxed, mesh)
-    shapes = state_lib.state_shapes(model, transformation, batch_shapes, mesh, rules)
-    step = step_lib.make_train_step(
+    program = program_lib.build(
         model,
-        transformation,
-        state_lib.shardings_of(shapes),
-        mesh=mesh,
-        rules=rules,
-        learning_rate=config.optimizer.learning_rate.build(train_steps),
+        config.optimizer,
+        mesh,
+        stream.batch_shapes(),
+        train_steps=train_steps,
         microbatches=config.microbatches,
         loss=config.method.train_loss,
     )
     plan = preflight.plan(
-        shapes,
-        step.lower(shapes, batch_shapes),
+        program.shapes,
+        program.lower(),
         lines=(
             *prepared.lines(),
             *stream.lines(),
@@ -303,13 +290,8 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
         directory=directory,
         prepared=prepared,
         collection=collection,
-        mesh=mesh,
-        model=model,
+        program=program,
         stream=stream,
-        shapes=shapes,
-        step=step,
-        rules=rules,
-        transformation=transformation,
         train_steps=train_steps,
         periods=periods,
         metadata=metadata,
@@ -324,7 +306,6 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
             write=write and jax.process_index() == 0,
         ),
         plan=plan,
-        model_info=partitioning.model_info(boxed, state_lib.shardings_of(shapes.params)),
     )
 
 
@@ -340,7 +321,7 @@ def _stream(
     shuffle: bool | None = None,
 ) -> Stream:
     """This host's part of the batches of a mixture or task, by default those to train on."""
-    part, parts = partitioning.process_slice(mesh)
+    parts, num_parts = partitioning.process_parts(mesh)
     stream = pipeline_lib.TrainPipeline(
         name or prepared.mixture_or_task_name,
         table=collection.table,
@@ -349,9 +330,8 @@ def _stream(
         batch_size=batch_size,
         seed=config.random_seed,
         split=split,
-        process_index=part,
-        process_count=parts,
-        data_shards=partitioning.num_batch_shards(mesh),
+        parts=parts,
+        num_parts=num_parts,
         use_cached=config.use_cached_tasks,
         shuffle=config.shuffle_train_examples if shuffle is None else shuffle,
         strategy=strategies.Strategy(
@@ -379,7 +359,7 @@ def _step_of(path: Path) -> int:
     return int(step) if step.isdigit() else -1
 
 
-def _with_options(t5: T5Config, config: TrainConfig) -> T5Config:
+def with_options(t5: T5Config, config: TrainConfig) -> T5Config:
     """The architecture with the run's own options in place of the model's."""
     options = {name: getattr(config, name) for name in _MODEL_OPTIONS}
     return dataclasses.replace(t5, **{k: v for k, v in options.items() if v is not None})

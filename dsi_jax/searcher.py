@@ -6,6 +6,7 @@ is what the other returns. Serving has one device; an evaluation while training 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from dsi_jax.decoding import constraint as constraint_lib
 from dsi_jax.decoding.beam import BeamResult
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.models.dsi import DSIModel, padded_vocab_size
-from dsi_jax.training import partitioning
+from dsi_jax.training import partitioning, program
 
 CONSTRAINTS = ("trie", "free")
 Ranked = TypeVar("Ranked")  # a BeamResult, or whatever else has rows, scores and valid
@@ -56,15 +57,10 @@ class Searcher:
         check_table(model, table)
         self.beam_size = beam_size
         self._model, self._mesh, self._rules = model, mesh, rules
+        self._whole = None if mesh is None else partitioning.replicated(mesh)
         self._searches: dict[int, adapter.SearchFn] = {}
-        whole = None if mesh is None else partitioning.replicated(mesh)
-        trie_ = trie.build_trie(table)
-        trie_ = jax.device_put(trie_) if whole is None else partitioning.place(trie_, whole)
-        self._rule = (
-            constraint_lib.TrieConstraint(trie_)
-            if constraint == "trie"
-            else constraint_lib.Free(trie_)
-        )
+        rule = constraint_lib.TrieConstraint if constraint == "trie" else constraint_lib.Free
+        self._host_rule = rule(trie.build_trie(table))
 
     def prepare(self, params: Any) -> Iterator[None]:
         """Nothing: the docids lie in the parameters."""
@@ -90,11 +86,33 @@ class Searcher:
 
     def _search_with(self, beam_size: int) -> adapter.SearchFn:
         if beam_size not in self._searches:
-            whole = None if self._mesh is None else partitioning.replicated(self._mesh)
             self._searches[beam_size] = adapter.make_search(
-                self._model, beam_size=beam_size, out_sharding=whole
+                self._model, beam_size=beam_size, out_sharding=self._whole
             )
         return self._searches[beam_size]
+
+    def lower(self, params: Any, batch: Mapping[str, Any]) -> jax.stages.Lowered:
+        """The search lowered for a mesh whose devices need not be attached.
+
+        Args:
+          params: shapes of the parameters, with their shardings.
+          batch: shapes of the whole batch.
+
+        Raises:
+          ValueError: the search was made without a mesh.
+        """
+        if self._mesh is None:
+            raise ValueError("a search without a mesh cannot be lowered; expected a mesh")
+        placed = program.with_sharding(batch, partitioning.data_sharding(self._mesh))
+        rule = program.with_sharding(self._host_rule, self._whole)
+        with partitioning.activate(self._mesh, self._rules):
+            return self._search_with(self.beam_size).lower(params, placed, rule)
+
+    @functools.cached_property
+    def _rule(self) -> constraint_lib.Constraint:
+        if self._whole is None:
+            return jax.device_put(self._host_rule)
+        return partitioning.place(self._host_rule, self._whole)
 
 
 def cap_beams(beam_size: int, table: DocidTable, constraint: str) -> int:

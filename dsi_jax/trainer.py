@@ -91,9 +91,9 @@ def train(config: TrainConfig, *, config_text: str = "", dry_run: bool = False) 
         state, seconds = _first_state(run, checkpointer)
         if jax.process_index() == 0:  # now that MODEL_DIR is known to be of this run
             _write_text(run.directory / "config.gin", config_text)
-            _write_text(run.directory / "model-info.txt", run.model_info)
+            _write_text(run.directory / "model-info.txt", run.program.model_info())
         stop = stack.enter_context(_sigterm())
-        evaluations = run.evaluations.on(run.mesh, run.rules, stop.agree)
+        evaluations = run.evaluations.on(run.program.mesh, run.program.rules, stop.agree)
         state, step, seconds = _loop(run, state, checkpointer, evaluations, stop, seconds)
         if step >= run.train_steps:
             with contextlib.suppress(evaluator.Interrupted):
@@ -115,21 +115,16 @@ def _first_state(
 
     It is that of the newest whole checkpoint, or a new one, with borrowed weights where asked.
     """
-    restored = checkpointer.restore_latest(run.shapes, expected=_identity(run.metadata))
+    restored = checkpointer.restore_latest(run.program.shapes, expected=_identity(run.metadata))
     if restored is not None:
         run.stream.restore(restored.data)
         logger.info("resumed from step %s", f"{restored.step:,}")
         return restored.state, restored.metadata.get("train_seconds", 0.0)
-    state = state_lib.init_state(
-        run.model,
-        run.transformation,
-        run.stream.batch_shapes(),
-        run.config.random_seed,
-        run.mesh,
-        run.rules,
-    )
+    state = run.program.init(run.config.random_seed)
     if run.lender is not None:
-        borrower = lenders.Borrower(run.model.config, run.prepared.table, run.prepared.tokenizer)
+        borrower = lenders.Borrower(
+            run.program.model.config, run.prepared.table, run.prepared.tokenizer
+        )
         params = run.lender.lend(borrower, state.params, run.config.assignment_map)
         state = state.replace(params=params)
     return state, 0.0
@@ -192,8 +187,8 @@ def _loop(
         stack.enter_context(contextlib.closing(progress))
         evaluate = stack.enter_context(_evaluate(run, evaluations))
         while step < run.train_steps and not stop.agree_at(step):
-            batch = partitioning.shard_batch(next(run.stream), run.mesh)
-            state, metrics = run.step(state, batch)
+            batch = partitioning.shard_batch(next(run.stream), run.program.mesh)
+            state, metrics = run.program.step(state, batch)
             step += 1
             progress.add(step, metrics)
             checkpointer.check_for_errors()

@@ -194,7 +194,7 @@ def test_a_batch_is_split_by_rows():
     assert tokens.shape == (ROWS, S)
     assert {shard.data.shape for shard in tokens.addressable_shards} == {(ROWS // 4, S)}
     np.testing.assert_array_equal(tokens, make_batch()["text"]["tokens"])
-    assert partitioning.process_slice(mesh) == (0, 1)
+    assert partitioning.process_parts(mesh) == ((0, 1, 2, 3), 4)
     partitioning.check_batch_size(16, mesh, microbatches=4)
     sizes = [partitioning.round_batch_size(size, mesh, microbatches=2) for size in (1, 8, 9)]
     assert sizes == [8, 8, 16]

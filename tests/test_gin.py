@@ -152,7 +152,7 @@ def test_run_options_replace_those_of_the_model():
         run.check(dataclasses.replace(config, remat="all"))
     config = dataclasses.replace(config, dtype="bfloat16", remat="minimal", scan_layers=True)
     assert config.model is None
-    t5 = run._with_options(sizes.t5_tiny(), config)
+    t5 = run.with_options(sizes.t5_tiny(), config)
     expected = sizes.t5_tiny(dropout_rate=0.25, dtype="bfloat16", remat="minimal")
     assert t5 == dataclasses.replace(expected, scan_layers=True)
 

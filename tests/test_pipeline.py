@@ -304,20 +304,17 @@ def test_without_shuffling_tasks_keep_their_order():
     assert np.concatenate([b["row"] for b in take(stream, 3)]).tolist() == list(range(24))
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_hosts_hold_slices_of_the_same_batches(process_count):
+@pytest.mark.parametrize("held", [[(0,), (1,)], [(0,), (1,), (2,), (3,)], [(0, 2), (1, 3)]])
+def test_hosts_hold_parts_of_the_same_batches(held):
     tasks = registration.register_corpus_tasks(make_corpus())
     whole = take(make_pipeline(tasks.mixture), 7)
-    hosts = [
-        make_pipeline(tasks.mixture, process_index=i, process_count=process_count)
-        for i in range(process_count)
-    ]
-    parts = [take(host, 7) for host in hosts]
-    joined = [
-        tf.nest.map_structure(lambda *x: np.concatenate(x), *step)
-        for step in zip(*parts, strict=True)
-    ]
-    assert_batches_equal(joined, whole)
+    num_parts = sum(map(len, held))
+    hosts = [make_pipeline(tasks.mixture, parts=parts, num_parts=num_parts) for parts in held]
+    size = 8 // num_parts
+    order = np.concatenate([np.arange(size) + part * size for parts in held for part in parts])
+    for expected, *found in zip(whole, *(take(host, 7) for host in hosts), strict=True):
+        joined = tf.nest.map_structure(lambda *x: np.concatenate(x), *found)
+        assert_batches_equal([joined], [tf.nest.map_structure(lambda x: x[order], expected)])
 
 
 # ------------------------------------------------------------------------ state
@@ -345,9 +342,9 @@ def test_state_resumes_exactly(with_training_queries, consumed):
 
 def test_state_moves_between_hosts_and_meshes():
     tasks = registration.register_corpus_tasks(make_corpus())
-    two = make_pipeline(tasks.mixture, process_index=1, process_count=2)
+    two = make_pipeline(tasks.mixture, parts=[1], num_parts=2)
     take(two, 5)
-    one = make_pipeline(tasks.mixture, data_shards=4)
+    one = make_pipeline(tasks.mixture, num_parts=4)
     one.restore(two.state())
     for whole, half in zip(take(one, 5), take(two, 5), strict=True):
         np.testing.assert_array_equal(whole["row"][4:], half["row"])
@@ -386,9 +383,8 @@ def test_state_of_another_stream_is_refused():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"process_count": 3}, "batch of 8 does not divide over 3 hosts"),
-        ({"data_shards": 5}, "batch of 8 does not divide over 5 data shards"),
-        ({"process_count": 2, "process_index": 2}, "process 2 is not among 2"),
+        ({"num_parts": 5}, "batch of 8 does not divide into 5 parts"),
+        ({"num_parts": 2, "parts": [2]}, r"parts \(2,\) are not all among 2"),
         ({"split": "dev"}, "no task of 'toy_dsi' has the split 'dev'"),
     ],
 )
@@ -615,7 +611,7 @@ def test_buffered_streams_of_random_strategies_resume_exactly(strategy):
     shapes = tf.nest.map_structure(lambda s: (s.shape, s.dtype), uninterrupted.batch_shapes())
     found = tf.nest.map_structure(lambda a: (a.shape, a.dtype), expected[0])
     assert shapes == found
-    halves = [stream(process_index=i, process_count=2) for i in range(2)]
+    halves = [stream(parts=[i], num_parts=2) for i in range(2)]
     whole = take(stream(), 3)
     for batch in whole:
         parts = [next(half) for half in halves]

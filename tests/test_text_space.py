@@ -100,7 +100,11 @@ DOCUMENT, DOCID = (20, 21, 22, 23, 24, 25), (7, 8)
 def example(name: str, is_indexing: int = 1, step: int = 0) -> tuple[np.ndarray, np.ndarray]:
     strategy = Strategy(name, seed=3, first_sentinel=SENTINEL)
     inputs, targets = strategy.apply(
-        padded(*DOCUMENT), padded(*DOCID, length=3), np.array([is_indexing]), step=step, first=0
+        padded(*DOCUMENT),
+        padded(*DOCID, length=3),
+        np.array([is_indexing]),
+        step=step,
+        places_B=np.arange(1),
     )
     return inputs[0], targets[0]
 
@@ -148,7 +152,9 @@ def test_span_corruption_loses_nothing(length, docid, step):
     document = padded(*range(10, 10 + length), length=length + 20)
     docid = padded(*range(400, 400 + docid), length=8)
     strategy = Strategy("span_corruption", seed=1, first_sentinel=SENTINEL)
-    inputs, targets = strategy.apply(document, docid, np.array([1]), step=step, first=0)
+    inputs, targets = strategy.apply(
+        document, docid, np.array([1]), step=step, places_B=np.arange(1)
+    )
     inputs, targets = content(inputs[0]), content(targets[0])
     assert restored(inputs, targets) == content(docid[0]) + content(document[0])
     numbers = [SENTINEL + 99 - token for token in inputs if token >= SENTINEL]
@@ -179,12 +185,12 @@ def test_batches_do_not_depend_on_how_they_are_cut(name):
     docids = np.concatenate([padded(*rng.integers(100, 110, 2), length=4) for _ in range(8)])
     flags = np.array([1, 0, 1, 1, 1, 0, 1, 1])
     strategy = Strategy(name, seed=9, first_sentinel=SENTINEL)
-    whole = strategy.apply(tokens, docids, flags, step=5, first=0)
+    whole = strategy.apply(tokens, docids, flags, step=5, places_B=np.arange(8))
     for parts in (2, 4):
         size = 8 // parts
         slices = [
             strategy.apply(tokens[i : i + size], docids[i : i + size], flags[i : i + size],
-                           step=5, first=i)
+                           step=5, places_B=np.arange(i, i + size))
             for i in range(0, 8, size)
         ]  # fmt: skip
         for one, many in zip(whole, zip(*slices, strict=True), strict=True):

@@ -55,7 +55,7 @@ def main() -> None:
     step = make_train_step(
         Toy(), transformation, shardings_of(shapes), mesh=mesh, learning_rate=learning_rate
     )
-    part, count = partitioning.process_slice(mesh)
+    (part,), count = partitioning.process_parts(mesh)
     rows = slice(part * ROWS // count, (part + 1) * ROWS // count)
 
     def train(state, start, stop):

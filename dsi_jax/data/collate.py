@@ -44,14 +44,20 @@ class Collator:
         self._source_length = lengths[features.INPUTS]
         self._target_length = strategy.target_length(table.length, self._source_length)
 
-    def batch(self, examples: Mapping[str, np.ndarray], *, step: int = 0, first: int = 0) -> Batch:
+    def batch(
+        self,
+        examples: Mapping[str, np.ndarray],
+        *,
+        step: int = 0,
+        places_B: np.ndarray | None = None,
+    ) -> Batch:
         """Makes a batch of the model from a batch of flat examples.
 
         Args:
           examples: `inputs`: object [B, 1] of UTF-8 bytes, or int32 [B, S'] token ids;
             `row`: int32 [B, 1]; `is_indexing`: int32 [B, 1].
           step: number of the batch, of which a strategy's random choices are a function.
-          first: place of the first example in the global batch, likewise.
+          places_B: place of each example in the global batch, likewise; None: this is all of it.
 
         Returns:
           {"text": {"tokens": int32 [B, S], "mask": bool [B, S]},
@@ -65,8 +71,10 @@ class Collator:
         rows_B = np.asarray(examples[ROW], np.int32).reshape(-1)
         is_indexing_B = np.asarray(examples[features.IS_INDEXING], np.int32).reshape(-1)
         tokens_BxS = encode_inputs(examples[features.INPUTS], self._tokenizer, self._source_length)
+        if places_B is None:
+            places_B = np.arange(len(rows_B))
         tokens_BxS, targets_BxT = self._strategy.apply(
-            tokens_BxS, self._docids(rows_B), is_indexing_B, step=step, first=first
+            tokens_BxS, self._docids(rows_B), is_indexing_B, step=step, places_B=places_B
         )
         return {
             "text": {"tokens": tokens_BxS, "mask": tokens_BxS != PAD_TOKEN},

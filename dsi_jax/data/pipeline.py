@@ -1,7 +1,7 @@
 """The training stream: batch t is a function of the seed and t alone.
 
 tf.data carries raw text and rows in one global order, the same on every host; a host
-keeps its slice of each batch, tokenizes it and looks its docids up in NumPy. The
+keeps its parts of each batch, tokenizes it and looks its docids up in NumPy. The
 state of the stream is a few kilobytes, and that of any host serves all.
 """
 
@@ -11,10 +11,11 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
@@ -30,7 +31,7 @@ _HEADER = "header.json"
 
 
 class TrainPipeline:
-    """Endless iterator over this host's slices of the global batches.
+    """Endless iterator over this host's parts of the global batches.
 
     Attributes:
       batch_size: B, examples in a global batch.
@@ -48,9 +49,8 @@ class TrainPipeline:
         batch_size: int,
         seed: int,
         split: str = "train",
-        process_index: int = 0,
-        process_count: int = 1,
-        data_shards: int = 1,
+        parts: Sequence[int] | None = None,
+        num_parts: int = 1,
         use_cached: bool = False,
         shuffle: bool = True,
         strategy: Strategy = DEFAULT_STRATEGY,
@@ -65,9 +65,9 @@ class TrainPipeline:
           batch_size: B, examples in a global batch.
           seed: decides the order, the mixing and the preprocessors' random choices.
           split: the split to train on.
-          process_index: this host, from 0.
-          process_count: the number of hosts; each keeps B / process_count examples.
-          data_shards: shards of the batch over devices; modalities get multiples of it.
+          parts: this host's parts of each batch, in order; None: all.
+          num_parts: equal parts of a batch, one a data shard of the mesh; modalities get
+            multiples of it.
           use_cached: read what `seqio_cache_tasks` wrote of the tasks; see `data.cached`.
           shuffle: False keeps each task in its own order.
           strategy: what indexing examples ask of the model.
@@ -78,15 +78,15 @@ class TrainPipeline:
             modality would get no example.
         """
         self._collator = collate.Collator(table, tokenizer, feature_lengths, strategy)
-        for name, parts in (("hosts", process_count), ("data shards", data_shards)):
-            if parts < 1 or batch_size < 1 or batch_size % parts:
-                raise ValueError(f"a batch of {batch_size} does not divide over {parts} {name}")
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process {process_index} is not among {process_count} processes")
+        if num_parts < 1 or batch_size < 1 or batch_size % num_parts:
+            raise ValueError(f"a batch of {batch_size} does not divide into {num_parts} parts")
+        self._parts = range(num_parts) if parts is None else tuple(parts)
+        if not set(self._parts) <= set(range(num_parts)):
+            raise ValueError(f"parts {self._parts} are not all among {num_parts} parts")
         self.batch_size = batch_size
         self.split = split
         self.step = 0
-        self._process = (process_index, process_count)
+        self._num_parts = num_parts
 
         provider = seqio.get_mixture_or_task(mixture_or_task_name)
         rates = _rates_per_task(provider, split)
@@ -99,14 +99,14 @@ class TrainPipeline:
         self._rates = {task.name: rate for task, rate in rates.items()}
         mixtures = _mixture_per_modality(rates)
         self._asked = {m: mixture.total_rate for m, mixture in mixtures.items()}
-        self._sizes = stream_sizes(self._asked, batch_size, data_shards)
+        self._sizes = stream_sizes(self._asked, batch_size, num_parts)
         self._identity = {
             "version": _STATE_VERSION,
             "name": mixture_or_task_name,
             "split": split,
             "rates": self._rates,
             "batch_size": batch_size,
-            # Of data_shards only what it changes: another mesh may continue the stream.
+            # Of num_parts only what it changes: another mesh may continue the stream.
             "stream_sizes": self._sizes,
             "seed": seed,
             "shuffle": shuffle,
@@ -129,14 +129,13 @@ class TrainPipeline:
         return self
 
     def __next__(self) -> collate.Batch:
-        """This host's slice of the next global batch; see `collate.Collator.batch`."""
-        index, count = self._process
-        part = self._sizes[TEXT] // count
-        first = index * part
+        """This host's parts of the next global batch; see `collate.Collator.batch`."""
+        size = self._sizes[TEXT] // self._num_parts
+        places = np.concatenate([np.arange(part * size, (part + 1) * size) for part in self._parts])
         elements = next(self._iterators[TEXT])
-        # Sliced as tensors: what other hosts keep is never copied out of TensorFlow.
-        mine = {k: v[first : first + part].numpy() for k, v in elements.items()}
-        batch = self._collator.batch(mine, step=self.step, first=first)
+        # Taken as tensors: what other hosts keep is never copied out of TensorFlow.
+        mine = {k: tf.gather(v, places).numpy() for k, v in elements.items()}
+        batch = self._collator.batch(mine, step=self.step, places_B=places)
         self.step += 1
         return batch
 

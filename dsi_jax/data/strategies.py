@@ -85,7 +85,7 @@ class Strategy:
         is_indexing_B: np.ndarray,
         *,
         step: int,
-        first: int,
+        places_B: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Inputs int32 [B, S] and targets int32 [B, T] of a batch.
 
@@ -94,7 +94,7 @@ class Strategy:
           docids_BxL: the docids of their documents, in text tokens.
           is_indexing_B: 1 where the text is a document, 0 where it is a query.
           step: number of the batch.
-          first: place of the first example in the global batch.
+          places_B: place of each example in the global batch.
         """
         if not self.needs_text_space:
             return tokens_BxS, docids_BxL
@@ -103,7 +103,7 @@ class Strategy:
         targets_BxT = np.zeros([len(tokens_BxS), length], np.int32)
         targets_BxT[:, : docids_BxL.shape[1]] = docids_BxL
         for i in np.flatnonzero(is_indexing_B):
-            rng = np.random.default_rng((self.seed, step, first + int(i)))
+            rng = np.random.default_rng((self.seed, step, int(places_B[i])))
             if self.name == BIDIRECTIONAL and rng.random() < 0.5:
                 continue  # document -> docid, as it stands
             source, target = self._example(_content(tokens_BxS[i]), _content(docids_BxL[i]), rng)

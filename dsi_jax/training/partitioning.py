@@ -113,7 +113,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     inner = tuple(sizes[axis] for axis in MESH_AXES[1:])
     per_replica = math.prod(inner)
     replicas = [
-        mesh_utils.create_device_mesh(inner, devices[start : start + per_replica])
+        _laid_out(inner, devices[start : start + per_replica])
         for start in range(0, len(devices), per_replica)
     ]
     return Mesh(np.stack(replicas), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
@@ -122,6 +122,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 def one_device_mesh() -> Mesh:
     """The mesh of the first device alone."""
     return make_mesh(MeshConfig(data=1), jax.devices()[:1])
+
+
+def _laid_out(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices in this shape, so that an axis is made of whole axes of a TPU's torus if it can.
+
+    Else (2 of a torus 4 x 4) an axis of the torus is split among several axes of the mesh.
+    """
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def _slice_index(device: jax.Device) -> int:
@@ -185,35 +196,27 @@ def round_batch_size(batch_size: int, mesh: Mesh, microbatches: int = 1) -> int:
     return -(-batch_size // unit) * unit
 
 
-def process_slice(mesh: Mesh) -> tuple[int, int]:
-    """Which part of each global batch this process has to load.
+def process_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+    """Which parts of each global batch this process has to load.
 
-    Processes that hold the same part of the batch (a model axis across processes) get the same
-    answer.
+    On a TPU slice they are not neighbours: devices are laid out by the torus, and a host's four
+    make a square of it. Processes that hold the same parts (a model axis across processes) get
+    the same answer.
 
     Returns:
-      (index, count): this process loads part `index` of `count` equal, contiguous parts.
-
-    Raises:
-      ValueError: this process's devices do not hold one contiguous part.
+      (parts, count): the parts, ascending, of `count` equal, contiguous ones.
     """
-    shards = num_batch_shards(mesh)
-    held = data_sharding(mesh).addressable_devices_indices_map((shards,)).values()
-    starts = sorted({rows.start or 0 for (rows,) in held})
-    if starts[-1] - starts[0] != len(starts) - 1 or starts[0] % len(starts):
-        raise ValueError(
-            f"process {jax.process_index()} holds parts {starts} of {shards} of the batch, "
-            "expected neighbours: order the devices by process"
-        )
-    return starts[0] // len(starts), shards // len(starts)
+    count = num_batch_shards(mesh)
+    held = data_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    return tuple(sorted({rows.start or 0 for (rows,) in held})), count
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """Puts this process's part of a batch on the devices.
+    """Puts this process's parts of a batch on the devices.
 
     Args:
-      batch: tree of NumPy arrays [rows of this process, ...]: part `process_slice(mesh)` of the
-        global batch.
+      batch: tree of NumPy arrays [rows of this process, ...]: the parts `process_parts(mesh)` of
+        the global batch, one after the other.
       mesh: the mesh.
 
     Returns:
@@ -223,12 +226,19 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
       ValueError: the mesh does not divide the batch.
     """
     sharding = data_sharding(mesh)
-    _, count = process_slice(mesh)
+    parts, count = process_parts(mesh)
 
     def put(local: np.ndarray) -> jax.Array:
-        rows = local.shape[0] * count
+        rows = local.shape[0] * count // len(parts)
         check_batch_size(rows, mesh)
-        return jax.make_array_from_process_local_data(sharding, local, (rows, *local.shape[1:]))
+        size = rows // count
+        place = {part * size: at * size for at, part in enumerate(parts)}
+
+        def part_at(index: tuple[slice, ...]) -> np.ndarray:
+            at = place[index[0].start or 0]
+            return local[at : at + size]
+
+        return jax.make_array_from_callback((rows, *local.shape[1:]), sharding, part_at)
 
     return jax.tree.map(put, batch)
 

@@ -1,0 +1,178 @@
+"""The collectives of a compiled program, read from its HLO text.
+
+Bytes are those that a device sends if each collective runs as a ring (Patarasuk and Yuan, 2009,
+"Bandwidth optimal all-reduce algorithms for clusters of workstations"), which no algorithm
+undercuts by much: what is counted here can be compared with a count on paper.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+)
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+_COLLECTIVE = re.compile(rf" = (?P<type>.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
+_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
+_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation)=%?([\w.-]+)")
+_CALLED_LISTS = re.compile(r"\b(?:called_computations|branch_computations)=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_LISTED_GROUPS = re.compile(r"\breplica_groups=\{\{([\d,]*)\}")
+_IOTA_GROUPS = re.compile(r"\breplica_groups=\[(\d+),(\d+)\]<=")
+_MESH_GROUPS = re.compile(r"\breplica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_BITS = re.compile(r"\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective instruction of a program.
+
+    Attributes:
+      kind: one of `KINDS`.
+      shapes: types of what a device ends up with, e.g. "bf16[512,2048]".
+      result_bytes: bytes of that.
+      group_size: devices that take part together.
+      times: how often it runs, loops counted.
+    """
+
+    kind: str
+    shapes: tuple[str, ...]
+    result_bytes: int
+    group_size: int
+    times: int
+
+    @property
+    def sent_bytes(self) -> float:
+        """Bytes that a device sends each time, in a ring."""
+        others = (self.group_size - 1) / self.group_size
+        if self.kind == "all-reduce":
+            return 2 * others * self.result_bytes
+        if self.kind == "reduce-scatter":
+            return (self.group_size - 1) * self.result_bytes
+        if self.kind in ("collective-permute", "collective-broadcast"):
+            return self.result_bytes
+        return others * self.result_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Total:
+    """All collectives of one kind.
+
+    Attributes:
+      kind: one of `KINDS`.
+      times: how many run.
+      sent_bytes: bytes that a device sends.
+    """
+
+    kind: str
+    times: int
+    sent_bytes: float
+
+
+def find(hlo_text: str) -> list[Collective]:
+    """The collectives of a compiled program that involve more than one device.
+
+    A loop's are counted as often as it runs where the compiler knows, else once. What TPU
+    compilers split into several fusions, to overlap it with computation, is counted once.
+
+    Args:
+      hlo_text: `jax.stages.Compiled.as_text()`.
+
+    Returns:
+      One entry an instruction, in the order of the text.
+    """
+    computations, entry = _computations(hlo_text)
+    times = _times(computations, entry)
+    found, seen = [], set()
+    for name, lines in computations.items():
+        for line in lines:
+            if times[name] == 0 or not (match := _COLLECTIVE.search(line)):
+                continue
+            channel = _CHANNEL.search(line)
+            identity = (match["kind"], channel[1]) if channel else line
+            if identity in seen:
+                continue
+            seen.add(identity)
+            collective = _collective(match, line, times[name])
+            if collective.group_size > 1:
+                found.append(collective)
+    return found
+
+
+def totals(found: list[Collective]) -> list[Total]:
+    """The sum over each kind, the heaviest first."""
+    times: collections.Counter[str] = collections.Counter()
+    sent: collections.Counter[str] = collections.Counter()
+    for collective in found:
+        times[collective.kind] += collective.times
+        sent[collective.kind] += collective.times * collective.sent_bytes
+    return [Total(kind, times[kind], sent[kind]) for kind, _ in sent.most_common()]
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Lines of each computation by its name, and the name of the entry."""
+    computations: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            lines = computations.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif line.startswith(" "):
+            lines.append(line)
+    return computations, entry
+
+
+def _times(computations: dict[str, list[str]], entry: str) -> collections.Counter[str]:
+    """How often each computation runs; callees are printed before their callers."""
+    times = collections.Counter({entry: 1})
+    for name in reversed(computations):
+        for line in computations[name]:
+            called = _CALLED.findall(line)
+            for names in _CALLED_LISTS.findall(line):
+                called += [callee.strip().removeprefix("%") for callee in names.split(",")]
+            if called:
+                trips = _TRIPS.search(line) if " while(" in line else None
+                for callee in called:
+                    times[callee] += times[name] * (int(trips[1]) if trips else 1)
+    return times
+
+
+def _collective(match: re.Match[str], line: str, times: int) -> Collective:
+    kind = match["kind"]
+    arrays = [
+        (f"{dtype}[{dims}]", _bytes(dtype, dims)) for dtype, dims in _ARRAY.findall(match["type"])
+    ]
+    if match["start"] and kind != "all-reduce":  # (operands, results, ...)
+        arrays = arrays[len(arrays) // 2 :] if kind == "all-gather" else arrays[1:2]
+    shapes, sizes = zip(*arrays, strict=True)
+    return Collective(kind, shapes, sum(sizes), _group_size(line, kind), times)
+
+
+def _bytes(dtype: str, dims: str) -> int:
+    bits = _BITS.search(dtype)
+    size = int(bits[0]) if bits else 8  # pred
+    return math.ceil(size / 8 * math.prod(int(dim) for dim in dims.split(",") if dim))
+
+
+def _group_size(line: str, kind: str) -> int:
+    """Devices of a group; a permutation has pairs instead, and none of it is local."""
+    if kind == "collective-permute":
+        return 2
+    if groups := _IOTA_GROUPS.search(line):
+        return int(groups[2])
+    if groups := _LISTED_GROUPS.search(line):
+        return len(groups[1].split(","))
+    if groups := _MESH_GROUPS.search(line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", groups[2]))
+    raise ValueError(f"cannot read the groups of a collective: {line[:300]}")

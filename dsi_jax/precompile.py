@@ -1,0 +1,19 @@
+"""`dsi-jax precompile --gin_file=... --gin.TOPOLOGY=v5p:4x4x4 --gin.NUM_DOCUMENTS=100000`"""
+
+from collections.abc import Sequence
+
+from dsi_jax import cli, terminal
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compiles a run's programs for a machine that is not here, and says what they need."""
+    return cli.launch(
+        "dsi_jax.precompiler:precompile",
+        "Compile a run for a TPU slice or for GPUs that are not here.",
+        argv,
+        prog="dsi-jax precompile",
+    )
+
+
+if __name__ == "__main__":
+    terminal.run(main)
