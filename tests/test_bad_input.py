@@ -92,7 +92,10 @@ def test_malformed_corpus_names_file_and_line(corpus, tmp_path, capsys, file, li
         ("--gin.EVAL_STEPS=0", r"EVAL_STEPS is 0"),
         ("--gin.MODEL_DIR=", r"MODEL_DIR is empty"),
         ("--gin.MODEL_DIR=gs://bucket/m", r"MODEL_DIR is 'gs://bucket/m'.*not supported yet"),
-        ("--process_count=2", r"--process_count is of use with --coordinator_address"),
+        (
+            "--process_count=2",
+            r"--process_count is given and --coordinator_address and",
+        ),
         ("--gin.CONSTRAINT=tree", r"constraint is 'tree'.*trie"),
         ("--gin.BEAM_SIZE=0", r"beam_size is 0"),
         ("--gin.DOCUMENT_FORM=last", r"DOCUMENT_FORM is 'last'.*first"),

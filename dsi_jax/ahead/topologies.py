@@ -11,6 +11,12 @@ import jax
 from jax.experimental import topologies
 
 _GIB = 1 << 30
+# Without these libtpu asks a TPU's metadata server, for minutes, or complains.
+_NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+}
 _EXAMPLES = "'v5p:4x4x4', 'v6e:16x16*2' (two slices) or 'h100:8'"
 
 
@@ -117,9 +123,8 @@ def devices(topology: Topology) -> Sequence[jax.Device]:
         raise ValueError(
             f"TOPOLOGY {topology.name!r} needs the TPU compiler: pip install 'dsi-jax[tpu]'"
         )
-    # libtpu looks for a TPU's metadata otherwise, minutes long.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    for name, value in _NO_TPU.items():
+        os.environ.setdefault(name, value)
     shape = "x".join(map(str, topology.shape))
     try:
         description = topologies.get_topology_desc(
