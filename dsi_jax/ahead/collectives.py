@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
 
 KINDS = (
     "all-gather",
@@ -63,20 +64,10 @@ class Collective:
             return self.result_bytes
         return others * self.result_bytes
 
-
-@dataclasses.dataclass(frozen=True)
-class Total:
-    """All collectives of one kind.
-
-    Attributes:
-      kind: one of `KINDS`.
-      times: how many run.
-      sent_bytes: bytes that a device sends.
-    """
-
-    kind: str
-    times: int
-    sent_bytes: float
+    @property
+    def all_sent_bytes(self) -> float:
+        """Bytes that a device sends in all of its runs."""
+        return self.times * self.sent_bytes
 
 
 def find(hlo_text: str) -> list[Collective]:
@@ -109,14 +100,13 @@ def find(hlo_text: str) -> list[Collective]:
     return found
 
 
-def totals(found: list[Collective]) -> list[Total]:
-    """The sum over each kind, the heaviest first."""
-    times: collections.Counter[str] = collections.Counter()
-    sent: collections.Counter[str] = collections.Counter()
+def merged(found: Iterable[Collective]) -> list[Collective]:
+    """Equal ones as one that runs as often as all of them, the heaviest first."""
+    times: collections.Counter[Collective] = collections.Counter()
     for collective in found:
-        times[collective.kind] += collective.times
-        sent[collective.kind] += collective.times * collective.sent_bytes
-    return [Total(kind, times[kind], sent[kind]) for kind, _ in sent.most_common()]
+        times[dataclasses.replace(collective, times=1)] += collective.times
+    together = [dataclasses.replace(c, times=count) for c, count in times.items()]
+    return sorted(together, key=lambda c: -c.all_sent_bytes)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

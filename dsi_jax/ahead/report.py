@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 
-from dsi_jax.ahead import collectives
+from dsi_jax.ahead.collectives import Collective, find, merged
 from dsi_jax.ahead.topologies import Topology
 from dsi_jax.units import bytes_text, seconds_text
 
 _ROW = "  {:14s} {}"
+_SHAPES_SHOWN = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ProgramReport:
       flops: floating-point operations.
       bytes_accessed: bytes read and written.
       estimate_seconds: the compiler's own estimate of the time; None where it has none.
-      collectives: by kind.
+      collectives: equal ones merged, the heaviest first.
       problem: why it was not compiled.
     """
 
@@ -60,13 +61,13 @@ class ProgramReport:
     flops: float | None = None
     bytes_accessed: float | None = None
     estimate_seconds: float | None = None
-    collectives: tuple[collectives.Total, ...] = ()
+    collectives: tuple[Collective, ...] = ()
     problem: str | None = None
 
     @property
     def sent_bytes(self) -> float:
         """Bytes that a device sends in all collectives."""
-        return sum(total.sent_bytes for total in self.collectives)
+        return sum(c.all_sent_bytes for c in self.collectives)
 
     def fits(self, memory_bytes: int) -> bool:
         """Whether a device of so much memory can run it."""
@@ -100,7 +101,14 @@ class Report:
         memory = self.topology.chip.memory_bytes
         programs = [
             dataclasses.asdict(program)
-            | {"fits": program.fits(memory), "sent_bytes": program.sent_bytes}
+            | {
+                "fits": program.fits(memory),
+                "sent_bytes": program.sent_bytes,
+                "collectives": [
+                    dataclasses.asdict(c) | {"sent_bytes": c.sent_bytes}
+                    for c in program.collectives
+                ],
+            }
             for program in self.programs
         ]
         return {
@@ -164,7 +172,7 @@ def compile_and_report(name: str, lowered: jax.stages.Lowered) -> ProgramReport:
         bytes_accessed=cost.get("bytes accessed"),
         # libtpu gives a negative number where it has no model of the chip.
         estimate_seconds=estimate if estimate > 0 else None,
-        collectives=tuple(collectives.totals(collectives.find(compiled.as_text()))),
+        collectives=tuple(merged(find(compiled.as_text()))),
     )
 
 
@@ -196,8 +204,22 @@ def _program_lines(program: ProgramReport, memory_bytes: int) -> list[str]:
         ),
         ("sent", bytes_text(program.sent_bytes)),
     ]
-    rows += [
-        ("", f"{total.kind}: {total.times}, {bytes_text(total.sent_bytes)}")
-        for total in program.collectives
-    ]
+    for kind in dict.fromkeys(c.kind for c in program.collectives):
+        same = [c for c in program.collectives if c.kind == kind]
+        rows.append(("", f"{kind}: {sum(c.times for c in same)}, {_sent(same)}"))
+    if program.collectives:
+        heaviest = program.collectives[0]
+        shapes = ", ".join(heaviest.shapes[:_SHAPES_SHOWN])
+        if len(heaviest.shapes) > _SHAPES_SHOWN:
+            shapes += f" and {len(heaviest.shapes) - _SHAPES_SHOWN} more"
+        rows.append(
+            (
+                "heaviest",
+                f"{heaviest.kind} of {shapes}, {heaviest.times} times, {_sent([heaviest])}",
+            )
+        )
     return [head, *(_ROW.format(*row) for row in rows)]
+
+
+def _sent(found: Iterable[Collective]) -> str:
+    return bytes_text(sum(c.all_sent_bytes for c in found))

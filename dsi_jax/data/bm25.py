@@ -6,16 +6,24 @@ tokenizer, its English stop words and Lucene's variant.
 
 from __future__ import annotations
 
+import importlib
 import logging
+from types import ModuleType
 
-import bm25s
 import numpy as np
 
 from dsi_jax.data import metrics
 from dsi_jax.data.corpora import Corpus
 
-# bm25s sets its own logger to DEBUG, which then speaks through absl's handler.
-logging.getLogger("bm25s").setLevel(logging.WARNING)
+
+def _bm25s() -> ModuleType:
+    """bm25s, imported when it is used: it runs JAX at import, before a run has chosen its devices.
+
+    It sets its own logger to DEBUG, which would speak through absl's handler.
+    """
+    module = importlib.import_module("bm25s")
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    return module
 
 
 class BM25:
@@ -23,6 +31,7 @@ class BM25:
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
+        self._bm25s = bm25s = _bm25s()
         tokens = bm25s.tokenize(corpus.document_texts(), stopwords="en", show_progress=False)
         self._index = bm25s.BM25()
         self._index.index(tokens, show_progress=False)
@@ -38,7 +47,7 @@ class BM25:
           (rows int32 [Q, M], scores float32 [Q, M]), best first; where a document shares
           no word with the query, row -1 and score -inf.
         """
-        tokens = bm25s.tokenize(queries, stopwords="en", show_progress=False)
+        tokens = self._bm25s.tokenize(queries, stopwords="en", show_progress=False)
         num_results = min(num_results, len(self._corpus))
         rows, scores = self._index.retrieve(tokens, k=num_results, show_progress=False)
         found = scores > 0
