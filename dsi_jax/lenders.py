@@ -15,8 +15,10 @@ from jax.experimental import multihost_utils
 
 from dsi_jax.convert import huggingface, t5x, t5x_files, text_model
 from dsi_jax.docids.table import DocidTable
+from dsi_jax.methods.registry import method_of
 from dsi_jax.models import stacking
 from dsi_jax.models.dsi import TEXT_SPACE, DSIConfig
+from dsi_jax.models.dual_encoder import DualEncoderConfig
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.tokenizers import Tokenizer
 from dsi_jax.training import assignment, checkpoints
@@ -25,6 +27,8 @@ from dsi_jax.training import assignment, checkpoints
 _DOCID_PARAMETERS = ("docid_embedder/embedding", "decoder/logits_dense/kernel")
 # With the axis of the text tokens; a head over them exists in text space alone.
 _TOKEN_PARAMETERS = (("token_embedder/embedding", 0), ("decoder/logits_dense/kernel", 1))
+_TEXT_ENCODER = ("token_embedder/", "encoder/")
+_DOCUMENT_TOWER = "document/"  # of a dual encoder with two
 _DIGIT_KINDS = ("naive", "semantic")
 
 
@@ -32,9 +36,14 @@ _DIGIT_KINDS = ("naive", "semantic")
 class Borrower:
     """Who borrows: the new model's configuration, docid table and tokenizer."""
 
-    config: DSIConfig
+    config: DSIConfig | DualEncoderConfig
     table: DocidTable
     tokenizer: Tokenizer
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it has a decoder of docids; a dual encoder has none."""
+        return isinstance(self.config, DSIConfig)
 
 
 class Lender(Protocol):
@@ -84,7 +93,7 @@ class TextLender:
     """A T5 in another library's format; digits of docids borrow the rows of T5's digits."""
 
     def __init__(
-        self, directory: Path, t5: T5Config, load: Callable[[Path], tuple[T5Config, Any]]
+        self, directory: Path, t5: T5Config, load: Callable[..., tuple[T5Config, Any]]
     ) -> None:
         self._directory = directory
         self._load = load
@@ -98,7 +107,9 @@ class TextLender:
         self, borrower: Borrower, params: Any, assignment_map: assignment.AssignmentMap | None
     ) -> Any:
         """See `Lender`."""
-        _, text_params = self._load(self._directory)
+        _, text_params = self._load(self._directory, encoder_only=not borrower.decodes)
+        if not borrower.decodes:
+            return _lend_encoder(borrower, text_params, params, assignment_map)
         if borrower.config.docid_space == TEXT_SPACE:
             lent = _with_new_tokens(text_params, params)
         else:
@@ -115,8 +126,8 @@ class CheckpointLender:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._metadata = checkpoints.load_metadata(directory)
-        config = DSIConfig.from_json(self._metadata["model"])
-        self.t5, self._space = config.t5, config.docid_space
+        model = method_of(self._metadata).load_model(self._metadata["model"])
+        self._config, self.t5 = model.config, model.config.t5
 
     def vocab_size_for(self, tokenizer: Tokenizer) -> int:
         """See `Lender`; the weights are also of use to the tokenizer they grew with only."""
@@ -133,15 +144,40 @@ class CheckpointLender:
     ) -> Any:
         """See `Lender`."""
         lent = checkpoints.load_params(self._directory)
+        if type(borrower.config) is not type(self._config):
+            return _lend_encoder(borrower, lent, params, assignment_map)
         lent = stacking.arrange_layers(lent, stacked=borrower.config.t5.scan_layers)
+        if not borrower.decodes:
+            return assignment.apply_assignment_map(params, lent, assignment_map or ())
         own = traverse_util.flatten_dict(params, sep="/")
-        in_text = (borrower.config.docid_space == TEXT_SPACE, self._space == TEXT_SPACE)
+        spaces = (borrower.config.docid_space, self._config.docid_space)
+        in_text = tuple(space == TEXT_SPACE for space in spaces)
         same = borrower.table.hash == self._metadata["docid_table_hash"]
         if assignment_map is None and not same and not all(in_text):
             assignment_map = [(re.escape(path), None) for path in _DOCID_PARAMETERS if path in own]
         if in_text[0]:
             lent = _with_new_tokens(lent, params, paths=_TOKEN_PARAMETERS[: 1 + in_text[1]])
         return assignment.apply_assignment_map(params, lent, assignment_map or ())
+
+
+def _lend_encoder(
+    borrower: Borrower, lent: Any, params: Any, assignment_map: assignment.AssignmentMap | None
+) -> Any:
+    """What a DSI, a dual encoder and a T5 have in common: the encoder of texts.
+
+    A tower of its own for documents begins as the one for queries; all else as initialised.
+    """
+    lent = stacking.arrange_layers(lent, stacked=borrower.config.t5.scan_layers)
+    lent = _with_new_tokens(lent, params, paths=_TOKEN_PARAMETERS[:1])
+    if assignment_map is None:
+        assignment_map = []
+        for path in traverse_util.flatten_dict(params, sep="/"):
+            source = path.removeprefix(_DOCUMENT_TOWER)
+            if not source.startswith(_TEXT_ENCODER):
+                assignment_map.append((re.escape(path), None))
+            elif source != path:
+                assignment_map.append((re.escape(path), source))
+    return assignment.apply_assignment_map(params, lent, assignment_map)
 
 
 def _with_new_tokens(

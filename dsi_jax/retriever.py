@@ -21,6 +21,7 @@ import numpy as np
 
 from dsi_jax import checks, tokenizers
 from dsi_jax import searcher as searcher_lib
+from dsi_jax.dense.store import EmbeddingStore
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.documents import Documents, FullTexts
 from dsi_jax.methods.base import Collection, Method
@@ -134,6 +135,7 @@ class Retriever:
                 texts=texts,
                 tokenizer=tokenizers.from_spec(metadata["tokenizer"]),
                 lengths=metadata["task_feature_lengths"],
+                store=EmbeddingStore(model_dir / "embeddings", checkpoints.fingerprint(directory)),
             ),
             documents=documents,
             beam_size=beam_size,

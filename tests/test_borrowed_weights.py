@@ -215,3 +215,44 @@ def test_vocabulary_too_large_for_the_lender_is_an_error(corpus, lender, tmp_pat
     options.append(f"--gin.VOCABULARY={tmp_path / 'big.model'}")
     assert train.main(arguments(corpus, tmp_path / "model", *options)) == 2
     assert f"{big.vocab_size} tokens; the embedding of" in capsys.readouterr().err
+
+
+def dual_arguments(corpus, model_dir, lender, *more):
+    options = [option for option in arguments(corpus, model_dir) if "docids/" not in option]
+    options = [*options, f"--gin.INITIAL_CHECKPOINT_PATH={lender}", "--gin.TRAIN_STEPS=1"]
+    return [*options, "--gin.LEARNING_RATE=0.0", *more]
+
+
+def assert_equal_encoders(saved, lent):
+    for part in ("encoder", "token_embedder"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            saved[part],
+            lent[part],
+        )
+
+
+def test_dual_encoder_borrows_the_encoder(corpus, lender, tmp_path):
+    as_dual = "--gin_file=methods/dual_encoder.gin"
+    # The mixture of this corpus is registered with the rates of an index in this process.
+    options = [as_dual, "--gin.INDEXING_RATIO=None", "--gin.EMBEDDING_DIM=4"]
+    two = [*options, "--gin.SHARED=False"]
+    assert train.main(dual_arguments(corpus, tmp_path / "first", lender, *two)) == 0
+    first = checkpoints.load_params(tmp_path / "first" / "checkpoint_1")
+    _, lent = huggingface.load_t5(lender)
+    assert_equal_encoders(first, lent)
+    assert_equal_encoders(first["document"], lent)
+    assert not np.allclose(first["projection"]["kernel"], first["document"]["projection"]["kernel"])
+    # From a dual encoder of ours to another all is borrowed, to a DSI the encoder.
+    ours = tmp_path / "first"
+    assert train.main(dual_arguments(corpus, tmp_path / "second", ours, *two)) == 0
+    second = checkpoints.load_params(tmp_path / "second" / "checkpoint_1")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), first, second)
+    as_dsi = "--gin_file=docids/naive.gin"
+    assert train.main(dual_arguments(corpus, tmp_path / "third", ours, as_dsi)) == 0
+    third = checkpoints.load_params(tmp_path / "third" / "checkpoint_1")
+    assert_equal_encoders(third, lent)
+    # And back, to one tower.
+    dsi = tmp_path / "third"
+    assert train.main(dual_arguments(corpus, tmp_path / "fourth", dsi, *options)) == 0
+    assert_equal_encoders(checkpoints.load_params(tmp_path / "fourth" / "checkpoint_1"), lent)

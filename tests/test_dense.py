@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dsi_jax.dense.documents import DocumentInputs
 from dsi_jax.dense.embedding import DocumentEmbedder
 from dsi_jax.dense.searcher import DenseSearcher
+from dsi_jax.dense.store import EmbeddingStore
 from dsi_jax.dense.top_k import exact_top_k
 from dsi_jax.models.dual_encoder import DualEncoderConfig, DualEncoderModel
 from dsi_jax.models.t5 import T5Config
@@ -152,6 +153,34 @@ def test_documents_are_embedded_once_for_each_set_of_parameters(encoder, monkeyp
     del other
     gc.collect()
     assert searcher._embeddings is None  # no memory is kept for parameters that are gone
+
+
+def test_embeddings_are_kept_on_disk(encoder, tmp_path, monkeypatch):
+    model, params, inputs = encoder
+    batch = text_batch(ByteTokenizer().encode_batch(TEXTS, LENGTH))
+    expected = to_host(DenseSearcher(model, inputs, beam_size=3).search(params, batch))
+
+    def search(store):
+        return to_host(DenseSearcher(model, inputs, beam_size=3, store=store).search(params, batch))
+
+    old, store = (EmbeddingStore(tmp_path / "embeddings", key) for key in ("old", "new"))
+    for either in (old, store):
+        jax.tree.map(np.testing.assert_array_equal, search(either), expected)
+    (file,) = (tmp_path / "embeddings").iterdir()
+    assert file.name == "new.npy"
+    with monkeypatch.context() as patch:
+        patch.delattr(DocumentEmbedder, "batches")
+        jax.tree.map(np.testing.assert_array_equal, search(store), expected)
+    # What is damaged or of another size is made anew; what cannot be written is not kept.
+    whole = file.read_bytes()
+    for damaged in (whole[:100], b"", whole[:-40]):
+        file.write_bytes(damaged)
+        jax.tree.map(np.testing.assert_array_equal, search(store), expected)
+        assert file.read_bytes() == whole
+    np.save(file, np.zeros((len(TEXTS), 5), np.float32))
+    jax.tree.map(np.testing.assert_array_equal, search(store), expected)
+    (tmp_path / "file").write_text("")
+    search(EmbeddingStore(tmp_path / "file", "key"))
 
 
 def test_interrupted_preparation_leaves_nothing_half_done(encoder):

@@ -66,6 +66,7 @@ def test_search_command_and_retriever(trained, capsys):
     _, model_dir = trained
     assert search.main([str(model_dir), "number7", "-k", "3"]) == 0
     assert "? number7" in capsys.readouterr().out
+    assert len(list((model_dir / "embeddings").iterdir())) == 1
     retriever = Retriever.load(model_dir)
     hits = retriever.search("number7", k=100)
     assert sorted(hit.row for hit in hits) == list(range(60))

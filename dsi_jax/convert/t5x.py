@@ -37,11 +37,12 @@ def load_t5_config(directory: str | Path) -> T5Config:
     return _config(directory, _shapes(t5x_files.open_target(directory)))
 
 
-def load_t5(directory: str | Path) -> tuple[T5Config, Params]:
+def load_t5(directory: str | Path, *, encoder_only: bool = False) -> tuple[T5Config, Params]:
     """Reads a T5 v1.0 or v1.1 (also Flan-T5, LM-adapted), an mT5, ByT5 or umT5 of T5X.
 
     Args:
       directory: `checkpoint_<step>`.
+      encoder_only: reads the encoder and its embeddings alone.
 
     Returns:
       The config (float32; scan_layers as in the checkpoint) and the parameters, float32 NumPy
@@ -57,6 +58,7 @@ def load_t5(directory: str | Path) -> tuple[T5Config, Params]:
     flat = {
         path: np.ascontiguousarray(_with_joined_heads(path, stored.read()), dtype=np.float32)
         for path, stored in target.items()
+        if not (encoder_only and path.startswith("decoder/"))
     }
     return config, unflatten_dict(flat, sep="/")
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from dsi_jax.dense import top_k
 from dsi_jax.dense.documents import DocumentInputs
 from dsi_jax.dense.embedding import DocumentEmbedder
+from dsi_jax.dense.store import EmbeddingStore
 from dsi_jax.training import partitioning
 
 
@@ -29,6 +31,7 @@ class DenseSearcher:
       beam_size: M, rows a query.
       mesh: where the parameters lie; None: on one device.
       rules: logical axis rules, fitted to the model.
+      store: keeps the embeddings of the only parameters that will search, on one device.
     """
 
     def __init__(
@@ -39,12 +42,14 @@ class DenseSearcher:
         beam_size: int = 10,
         mesh: Mesh | None = None,
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
+        store: EmbeddingStore | None = None,
     ) -> None:
         if mesh is None:
             mesh = partitioning.one_device_mesh()
         self.beam_size = beam_size
         self._mesh, self._rules, self._num_documents = mesh, rules, len(inputs)
         self._embedder = DocumentEmbedder(model, inputs, mesh=mesh, rules=rules)
+        self._width, self._store = model.config.width, store
         self._embeddings: jax.Array | None = None
         self._embedded_by: list[weakref.ref] = []
         self._search = jax.jit(functools.partial(_search, model, mesh), static_argnames="beam_size")
@@ -58,10 +63,14 @@ class DenseSearcher:
         ):
             return
         self._forget()
-        for embeddings_PxNxE in self._embedder.batches(params):
-            filled = embeddings_PxNxE
-            yield
-        self._embeddings = filled
+        embeddings_PxNxE = self._stored()
+        if embeddings_PxNxE is None:
+            for filling_PxNxE in self._embedder.batches(params):
+                embeddings_PxNxE = filling_PxNxE
+                yield
+            if self._store is not None:
+                self._store.save(np.asarray(embeddings_PxNxE[0]))
+        self._embeddings = embeddings_PxNxE
         self._embedded_by = [weakref.ref(leaf, self._forget) for leaf in leaves]
 
     def search(
@@ -85,6 +94,12 @@ class DenseSearcher:
                 self._num_documents,
                 beam_size=min(beam_size or self.beam_size, self._num_documents),
             )
+
+    def _stored(self) -> jax.Array | None:
+        if self._store is None:
+            return None
+        stored_NxE = self._store.load(self._num_documents, self._width)
+        return None if stored_NxE is None else jax.device_put(stored_NxE[None])
 
     def _forget(self, reference: weakref.ref | None = None) -> None:
         del reference

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from dsi_jax.decoding.beam import BeamResult
 from dsi_jax.dense.documents import DocumentInputs
+from dsi_jax.dense.store import EmbeddingStore
 from dsi_jax.dense.top_k import Ranking
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.models.t5 import T5Config
@@ -30,12 +31,14 @@ class Collection:
       texts: text of each row, title included; None where only its tasks know a corpus.
       tokenizer: of the texts.
       lengths: tokens kept of each feature; `documents` are as long as `inputs` unless given.
+      store: keeps their embeddings by the one set of parameters that will rank them; None: nowhere.
     """
 
     table: DocidTable
     texts: Sequence[str] | None
     tokenizer: Tokenizer
     lengths: Mapping[str, int]
+    store: EmbeddingStore | None = None
 
     @functools.cached_property
     def document_inputs(self) -> DocumentInputs:

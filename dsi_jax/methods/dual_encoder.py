@@ -107,6 +107,7 @@ class DualEncoder:
             beam_size=beam_size,
             mesh=mesh,
             rules=rules,
+            store=collection.store,
         )
 
 

@@ -8,6 +8,7 @@ checkpoint that does not match its list is passed over.
 """
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -369,6 +370,15 @@ def load_metadata(directory: epath.PathLike) -> dict[str, Any]:
       ValueError: there is no checkpoint, it is damaged, or a later version wrote it.
     """
     return _read_record(_absolute(directory))["metadata"]
+
+
+def fingerprint(directory: epath.PathLike) -> str:
+    """A text that tells the content of one whole checkpoint from that of any other.
+
+    Args:
+      directory: MODEL_DIR/checkpoint_<step>.
+    """
+    return hashlib.sha256((_absolute(directory) / _MANIFEST).read_bytes()).hexdigest()
 
 
 def load_params(directory: epath.PathLike, *, check: bool = True) -> Any:

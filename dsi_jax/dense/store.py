@@ -1,0 +1,41 @@
+"""Embeddings of a collection on disk, so that a search need not make them anew."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+class EmbeddingStore:
+    """One file of embeddings, under a name that says what made them.
+
+    Args:
+      directory: where the file lies; made when first needed. Other files of embeddings in it, made
+        by other parameters, are removed when one is saved.
+      key: what tells these embeddings from all others: of parameters, tokenizer and documents.
+    """
+
+    def __init__(self, directory: Path, key: str) -> None:
+        self._path = directory / f"{key}.npy"
+
+    def load(self, least_rows: int, width: int) -> np.ndarray | None:
+        """The embeddings float32 [N, E], mapped into memory; None if there are none that fit."""
+        try:
+            stored_NxE = np.load(self._path, mmap_mode="r")
+        except (OSError, EOFError, ValueError):  # absent or damaged
+            return None
+        fits = stored_NxE.ndim == 2 and len(stored_NxE) >= least_rows
+        return stored_NxE if fits and stored_NxE.shape[1] == width else None
+
+    def save(self, embeddings_NxE: np.ndarray) -> None:
+        """Writes the file whole or, where the directory cannot be written, not at all."""
+        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.partial")
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.save(file, embeddings_NxE)
+            partial.rename(self._path)
+            for other in self._path.parent.glob("*.npy"):
+                if other != self._path:
+                    other.unlink()
