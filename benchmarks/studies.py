@@ -349,7 +349,10 @@ def main() -> None:
     found = run_all(runs, out, arguments.jobs)
     print(table(found, *TABLES[arguments.study]))
     if arguments.study != "ablations":
-        directories = {run.name: run.directory(out) for run in runs}
+        directories = {
+            run.name if arguments.seeds > 1 else run.name.removesuffix("-0"): run.directory(out)
+            for run in runs
+        }
         print(study_plots.curves(arguments.study, directories, out / f"{arguments.study}.png"))
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 # (title, file in inference_eval, metric) of each panel.
 _PANELS = {
     "report": (
-        ("documents memorised", "*_indexing_train-metrics.jsonl", "hits@1"),
+        ("documents memorised, Hits@1", "*_indexing_train-metrics.jsonl", "hits@1"),
         ("held-out questions, Hits@1", "*_retrieval_dev-metrics.jsonl", "hits@1"),
         ("held-out questions, Hits@10", "*_retrieval_dev-metrics.jsonl", "hits@10"),
     ),
     "forgetting": (
-        ("documents memorised", "*_indexing_train-metrics.jsonl", "hits@1"),
-        ("questions on documents last in the stream", "*_retrieval_dev-metrics.jsonl",
+        ("documents memorised, Hits@1", "*_indexing_train-metrics.jsonl", "hits@1"),
+        ("questions on documents last in the stream, Hits@10", "*_retrieval_dev-metrics.jsonl",
          "hits@10/unseen"),
     ),
 }  # fmt: skip
