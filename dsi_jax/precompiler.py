@@ -40,7 +40,7 @@ _STAND_IN_WIDTH = 16  # of the random vectors that docids are made of where ther
 
 def precompile(
     config: TrainConfig,
-    topology: str,
+    topology: str | None,
     num_documents: int | None = None,
     *,
     config_text: str = "",
