@@ -34,7 +34,9 @@ def processed(image: Image.Image, size: int) -> np.ndarray:
     processor = CLIPImageProcessor(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_normalize=False
     )
-    found = processor(image, return_tensors="np", input_data_format="channels_last")["pixel_values"][0]
+    found = processor(image, return_tensors="np", input_data_format="channels_last")[
+        "pixel_values"
+    ][0]
     return found.transpose(1, 2, 0)
 
 
