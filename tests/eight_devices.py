@@ -12,6 +12,7 @@ from dsi_jax.models.dsi import DSIConfig, DSIModel, shift_right
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.training import partitioning
 from dsi_jax.training.checkpoints import Checkpointer
+from dsi_jax.training.groups import Group
 from dsi_jax.training.optimizers import Adafactor, AdamW
 from dsi_jax.training.partitioning import MeshConfig
 from dsi_jax.training.schedules import Schedule
@@ -254,6 +255,26 @@ def test_errors_of_rules(params, rules, path_rules, message):
     mesh = partitioning.make_mesh(MESHES["all"])
     with pytest.raises(ValueError, match=message):
         partitioning.param_shardings(params, mesh, rules, path_rules)
+
+
+def test_frozen_groups_on_a_mesh():
+    groups = [
+        Group("encoder", "encoder/.*", frozen=True),
+        Group("decoder", "decoder/.*", decay=0.5),
+    ]
+    run = Run(MESHES["all"], AdamW(SCHEDULE, groups=groups), groups=groups, microbatches=2)
+    state = run.init()
+    before = jax.tree.map(np.array, state.params)
+    state, _ = run.train(state, 0, 2)  # the first at the rate 0
+    for leaf, shape in zip(jax.tree.leaves(state), jax.tree.leaves(run.shapes), strict=True):
+        assert leaf.sharding.is_equivalent_to(shape.sharding, leaf.ndim)
+    jax.tree.map(np.testing.assert_array_equal, state.params["encoder"], before["encoder"])
+    kernel = ("decoder", "layers_0", "mlp", "wi", "kernel")
+    after, moment = state.params, state.opt_state[0].inner_state[0].mu
+    for name in kernel:
+        before, after, moment = before[name], after[name], moment[name]
+    assert (np.array(after) != before).any()
+    assert moment.sharding.spec == PartitionSpec("fsdp", "model")
 
 
 def test_model_info():

@@ -60,6 +60,8 @@ def test_shipped_file_parses_and_evaluates(file, tmp_path):
     if file == "runs/corpus.gin":
         companions = ["docids/atomic.gin"]
     files = [file, *companions]
+    if file == "optimizers/clip_groups.gin":  # test_groups.py has parameters for them
+        files = ["optimizers/adamw.gin", file]
     folder = Path(file).parts[0]
     if folder == "methods":  # which follow a run file
         files = ["runs/train.gin", "optimizers/adafactor.gin", file]
@@ -70,6 +72,8 @@ def test_shipped_file_parses_and_evaluates(file, tmp_path):
         assert math.prod(config.sizes(devices).values()) == devices
     elif folder == "docids":
         assert evaluated(gin_utils.query_macro("DOCIDS")).kind == Path(file).stem
+    elif file == "optimizers/clip_groups.gin":
+        assert len(evaluated(gin_utils.query_macro("OPTIMIZER")).groups) == 4
     elif folder in ("models", "optimizers"):
         model, optimizer = map(gin_utils.query_macro, ("MODEL", "OPTIMIZER"))
         check_shapes(DSI(), evaluated(model) if model else sizes.t5_tiny(), evaluated(optimizer))

@@ -1,6 +1,7 @@
 """Adafactor as T5 uses it, and AdamW; each a frozen choice with a `build`."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -8,13 +9,15 @@ import jax.numpy as jnp
 import optax
 
 from dsi_jax.models import stacking
+from dsi_jax.training.groups import Group, with_groups
 from dsi_jax.training.schedules import Schedule
 
 
 class Optimizer(Protocol):
-    """A choice of optimizer, made before the number of steps is known."""
+    """A choice of optimizer, made before the number of steps and the parameters are known."""
 
     learning_rate: Schedule
+    groups: Sequence[Group]
 
     def build(self, total_steps: int) -> optax.GradientTransformation:
         """The transformation of a run of `total_steps` steps."""
@@ -36,8 +39,10 @@ class Adafactor:
       clipping_threshold: largest RMS of a parameter's update; None for no limit.
       multiply_by_parameter_scale: scale updates by the parameter's RMS, at least 1e-3.
       min_dim_size_to_factor: factor second moments if two dimensions are at least this large.
-      weight_decay: part of each parameter removed a step, not scaled by the learning rate.
+      weight_decay: part of each matrix removed a step, not scaled by the learning rate (norms,
+        biases and other 1-D parameters have none).
       max_grad_norm: clip gradients to this global norm first; None for no limit.
+      groups: parameters with rates of their own, or frozen.
     """
 
     learning_rate: Schedule
@@ -48,6 +53,7 @@ class Adafactor:
     min_dim_size_to_factor: int = 128
     weight_decay: float = 0.0
     max_grad_norm: float | None = None
+    groups: Sequence[Group] = ()
 
     def build(self, total_steps: int) -> optax.GradientTransformation:
         """The transformation of a run of `total_steps` steps."""
@@ -66,9 +72,9 @@ class Adafactor:
         if self.multiply_by_parameter_scale:
             transforms.append(_scale_by_param_rms())
         if self.weight_decay:
-            transforms.append(optax.add_decayed_weights(self.weight_decay))
+            transforms.append(optax.add_decayed_weights(self.weight_decay, mask=_is_decayed))
         adafactor = optax.chain(*transforms, optax.scale(-1))
-        return _with_clipping(adafactor, self.max_grad_norm)
+        return with_groups(_with_clipping(adafactor, self.max_grad_norm), self.groups)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +88,7 @@ class AdamW:
       eps: added to the root of the second moment.
       weight_decay: applied to matrices, not to norms, biases and other 1-D parameters.
       max_grad_norm: clip gradients to this global norm first; None for no limit.
+      groups: parameters with rates of their own, or frozen.
     """
 
     learning_rate: Schedule
@@ -90,6 +97,7 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.01
     max_grad_norm: float | None = None
+    groups: Sequence[Group] = ()
 
     def build(self, total_steps: int) -> optax.GradientTransformation:
         """The transformation of a run of `total_steps` steps."""
@@ -101,7 +109,7 @@ class AdamW:
             weight_decay=self.weight_decay,
             mask=_is_decayed,
         )
-        return _with_clipping(adamw, self.max_grad_norm)
+        return with_groups(_with_clipping(adamw, self.max_grad_norm), self.groups)
 
 
 def _is_decayed(params: Any) -> Any:

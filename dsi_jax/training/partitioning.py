@@ -365,6 +365,8 @@ def optimizer_shardings(
 ) -> Any:
     """Where the optimizer's state lies: moments as their parameters, all else replicated.
 
+    Frozen parameters have no moments, but a masked node in their place.
+
     Args:
       optimizer: the transformation.
       opt_state: shapes of its state.
@@ -377,12 +379,23 @@ def optimizer_shardings(
     """
     whole = replicated(mesh)
 
-    def place(moment: Any, param: Any, sharding: NamedSharding) -> NamedSharding:
+    def is_masked(moment: Any) -> bool:
+        return isinstance(moment, optax.MaskedNode)
+
+    def place(moment: Any, param: Any, sharding: NamedSharding) -> Any:
+        if is_masked(moment):
+            return moment
         # Adafactor's rows and columns have another shape than their parameter; they are small.
         return sharding if moment.shape == param.shape else whole
 
     return optax.tree_utils.tree_map_params(
-        optimizer, place, opt_state, params, shardings, transform_non_params=lambda _: whole
+        optimizer,
+        place,
+        opt_state,
+        params,
+        shardings,
+        transform_non_params=lambda _: whole,
+        is_leaf=is_masked,
     )
 
 

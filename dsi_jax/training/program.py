@@ -1,6 +1,7 @@
 """What a run computes on a mesh, from shapes alone: where everything lies, and the step."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from dsi_jax.training import optimizers, partitioning
 from dsi_jax.training import state as state_lib
 from dsi_jax.training import step as step_lib
+from dsi_jax.training.groups import Group, describe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Program:
       mesh: the devices, which need not be attached to this machine.
       rules: logical axis rules that suit the mesh and the model.
       transformation: the optimizer.
+      groups: of parameters with learning rates of their own.
       batch_shapes: of the global batch.
       boxed: shapes of the parameters with their logical axes.
       shapes: of the train state, with shardings.
@@ -32,6 +35,7 @@ class Program:
     mesh: Mesh
     rules: partitioning.LogicalRules
     transformation: optax.GradientTransformation
+    groups: Sequence[Group]
     batch_shapes: Any
     boxed: Any
     shapes: state_lib.TrainState
@@ -50,7 +54,9 @@ class Program:
 
     def model_info(self) -> str:
         """The text of `model-info.txt`."""
-        return partitioning.model_info(self.boxed, state_lib.shardings_of(self.shapes.params))
+        params = self.shapes.params
+        text = partitioning.model_info(self.boxed, state_lib.shardings_of(params))
+        return text + "".join(f"{line}\n" for line in describe(self.groups, params))
 
 
 def build(
@@ -75,7 +81,7 @@ def build(
       loss: of the model's outputs and the batch.
 
     Raises:
-      ValueError: as `partitioning.param_shardings`.
+      ValueError: as `partitioning.param_shardings` and `groups.resolve`.
     """
     transformation = optimizer.build(train_steps)
     boxed = state_lib.param_shapes(model, batch_shapes)
@@ -88,10 +94,13 @@ def build(
         mesh=mesh,
         rules=rules,
         learning_rate=optimizer.learning_rate.build(train_steps),
+        groups=optimizer.groups,
         microbatches=microbatches,
         loss=loss,
     )
-    return Program(model, mesh, rules, transformation, batch_shapes, boxed, shapes, step)
+    return Program(
+        model, mesh, rules, transformation, optimizer.groups, batch_shapes, boxed, shapes, step
+    )
 
 
 def with_sharding(shapes: Any, sharding: jax.sharding.Sharding) -> Any:

@@ -1,7 +1,7 @@
 """One training step: the gradient of the mean loss, and the update."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from dsi_jax.training import losses, partitioning
+from dsi_jax.training.groups import Group, stop_frozen
 from dsi_jax.training.losses import Mean
 from dsi_jax.training.state import TrainState
 
@@ -64,6 +65,7 @@ def make_train_step(
     mesh: Mesh,
     rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
     learning_rate: optax.Schedule,
+    groups: Sequence[Group] = (),
     microbatches: int = 1,
     loss: Loss = losses.docid_loss,
 ) -> TrainStep:
@@ -80,6 +82,7 @@ def make_train_step(
       mesh: the mesh.
       rules: logical axis rules, fitted to the model.
       learning_rate: the optimizer's schedule, only logged here.
+      groups: the optimizer's; frozen ones get no gradients.
       microbatches: number of parts; it divides the batch of each device.
       loss: of the model's outputs and the batch.
 
@@ -94,7 +97,8 @@ def make_train_step(
         raise ValueError(f"microbatches is {microbatches}, expected at least 1")
 
     def loss_sum(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        outputs = model.apply({"params": params}, batch, deterministic=False, rngs={"dropout": key})
+        variables = {"params": stop_frozen(groups, params)}
+        outputs = model.apply(variables, batch, deterministic=False, rngs={"dropout": key})
         return loss(outputs, batch)
 
     def gradient_sum(params: Any, batch: Any, key: jax.Array) -> tuple[Any, Metrics]:
