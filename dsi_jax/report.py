@@ -12,7 +12,8 @@ Figures = Mapping[str, float]
 
 GROUPS = (("all", ""), ("seen", "/seen"), ("unseen", "/unseen"))
 COLUMNS = ("hits@1", "hits@10", "mrr@10", "ndcg@10")
-_OF_RETRIEVAL = re.compile(r"((hits|mrr|ndcg)@\d+|queries|invalid_rate)(/\w+)?")
+CLASS_COLUMNS = ("p@1", "p@10", "map@10", "map@100")
+_OF_RETRIEVAL = re.compile(r"((hits|mrr|ndcg|p|map)@\d+|queries|invalid_rate)(/\w+)?")
 
 
 def split_lines(name: str, systems: Mapping[str, Figures]) -> list[str]:
@@ -25,6 +26,8 @@ def split_lines(name: str, systems: Mapping[str, Figures]) -> list[str]:
     lines = [name]
     if any("queries" in figures for figures in systems.values()):
         lines = [f"{name} (percent)", retrieval_table(systems)]
+        if text := class_table(systems):
+            lines += ["", text]
     for system, figures in systems.items():
         own = other_metrics(figures)
         lines += [f"{system} {metric}: {value:.4g}" for metric, value in own.items()]
@@ -32,7 +35,9 @@ def split_lines(name: str, systems: Mapping[str, Figures]) -> list[str]:
 
 
 def other_metrics(figures: Figures) -> Figures:
-    """The figures that are not of `data.metrics.retrieval_metrics`: a task's own metrics."""
+    """The figures that are not of `data.metrics`: a task's own metrics."""
+    if "queries" not in figures:
+        return figures
     return {name: v for name, v in figures.items() if not _OF_RETRIEVAL.fullmatch(name)}
 
 
@@ -45,12 +50,32 @@ def retrieval_table(systems: Mapping[str, Figures]) -> str:
     Returns:
       A table, one line a group and system.
     """
-    rows = [("queries", "system", *COLUMNS, "number")]
+    return _figures_table(systems, COLUMNS)
+
+
+def class_table(systems: Mapping[str, Figures]) -> str:
+    """Precision of several systems whose queries have many relevant documents.
+
+    Args:
+      systems: name -> figures, as `data.metrics.retrieval_metrics` and `class_metrics` give them.
+
+    Returns:
+      A table, one line a group and system, of those of CLASS_COLUMNS that were measured; empty if
+      none was.
+    """
+    measured = {name for figures in systems.values() for name in figures}
+    columns = [name for name in CLASS_COLUMNS if name in measured]
+    return _figures_table(systems, columns) if columns else ""
+
+
+def _figures_table(systems: Mapping[str, Figures], columns: Sequence[str]) -> str:
+    """A line a group of queries and system, figures in percent."""
+    rows = [("queries", "system", *columns, "number")]
     for group, suffix in GROUPS:
         for name, figures in systems.items():
             count = int(figures.get(f"queries{suffix}", 0))
             if count:
-                values = [_figure(figures, f"{column}{suffix}") for column in COLUMNS]
+                values = [_figure(figures, f"{column}{suffix}") for column in columns]
                 rows.append((group, name, *values, f"{count:,}"))
     return table(rows)
 

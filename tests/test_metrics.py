@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dsi_jax import report
 from dsi_jax.data import bm25, corpora, metrics
 
 
@@ -88,6 +89,125 @@ def test_agrees_with_ir_measures(group):
     theirs = ir_measures.calc_aggregate(list(measures.values()), qrels, run)
     for name, measure in measures.items():
         assert ours[name + group] == pytest.approx(theirs[measure], abs=1e-6), name
+
+
+# Metrics of classes
+
+
+def test_hand_computed_class_metrics():
+    targets = [relevance([3, 4, 5]), relevance([8])]
+    ranked = np.array([[3, 0, 4, -1] + [1] * 6, [-1, 9, 7, 8] + [1] * 6])
+    result = metrics.class_metrics(targets, ranked, {})
+    assert result == {
+        "p@1": pytest.approx(1 / 2),
+        "p@2": pytest.approx((1 / 2 + 0) / 2),
+        "p@4": pytest.approx((2 / 4 + 1 / 4) / 2),
+        "p@8": pytest.approx((2 / 8 + 1 / 8) / 2),
+        "p@10": pytest.approx((2 / 10 + 1 / 10) / 2),  # textbook: divided by k, not by R
+        "map@10": pytest.approx(((1 + 2 / 3) / 3 + (1 / 4) / 1) / 2),
+    }
+
+
+def test_average_precision_is_one_if_the_first_are_all_relevant():
+    ranked = np.arange(100)[None]
+    few, many = ([relevance(range(count))] for count in (7, 300))
+    assert metrics.class_metrics(few, ranked, {})["map@10"] == 1
+    assert metrics.class_metrics(many, ranked, {})["map@100"] == 1
+    assert metrics.class_metrics(few, ranked, {})["p@10"] == pytest.approx(0.7)
+    assert metrics.class_metrics(few, ranked[:, ::-1], {})["map@10"] == 0
+
+
+def class_judgements(seed: int):
+    """50 queries of a class of 5 to 60 of 150 documents, and a ranking of 110 with misses."""
+    rng = np.random.default_rng(seed)
+    targets, ranked = [], []
+    for _ in range(50):
+        rows = rng.choice(150, rng.integers(5, 61), replace=False)
+        targets.append(relevance(rows, seen=bool(rng.integers(2))))
+        # Relevant documents come early more often than not.
+        ranking = np.argsort(rng.normal(size=150) - np.isin(np.arange(150), rows))[:110]
+        ranking[rng.random(110) < 0.05] = -1
+        ranked.append(ranking)
+    return targets, np.array(ranked)
+
+
+@pytest.mark.parametrize("group", ["", "/seen", "/unseen"])
+def test_class_metrics_equal_brute_force(group):
+    targets, ranked = class_judgements(seed=0)
+    ours = metrics.class_metrics(targets, ranked, {})
+    chosen = [
+        (set(target.rows.tolist()), ranking.tolist())
+        for target, ranking in zip(targets, ranked, strict=True)
+        if group == "" or target.seen == (group == "/seen")
+    ]
+
+    def precision(wanted, ranking, k):
+        return sum(row in wanted for row in ranking[:k]) / k
+
+    def average_precision(wanted, ranking, k):
+        at_hits = [
+            precision(wanted, ranking, i) for i in range(1, k + 1) if ranking[i - 1] in wanted
+        ]
+        return sum(at_hits) / min(len(wanted), k)
+
+    expected = {f"p@{k}": [precision(*c, k) for c in chosen] for k in metrics.PRECISION_AT}
+    expected |= {f"map@{k}": [average_precision(*c, k) for c in chosen] for k in metrics.MAP_AT}
+    for name, values in expected.items():
+        assert ours[name + group] == pytest.approx(np.mean(values)), name
+
+
+def test_class_metrics_agree_with_ir_measures():
+    """Its AP@k divides by R: it is ours where no class has more than k documents."""
+    ir_measures = pytest.importorskip("ir_measures")
+    targets, ranked = class_judgements(seed=1)
+    ours = metrics.class_metrics(targets, ranked, {})
+    qrels = [
+        ir_measures.Qrel(str(i), f"d{row}", 1) for i, t in enumerate(targets) for row in t.rows
+    ]
+    run = [
+        ir_measures.ScoredDoc(str(i), f"d{row}" if row >= 0 else f"none{rank}", -float(rank))
+        for i in range(len(targets))
+        for rank, row in enumerate(ranked[i])
+    ]
+    measures = {f"p@{k}": ir_measures.P @ k for k in metrics.PRECISION_AT}
+    measures["map@100"] = ir_measures.AP @ 100
+    theirs = ir_measures.calc_aggregate(list(measures.values()), qrels, run)
+    for name, measure in measures.items():
+        assert ours[name] == pytest.approx(theirs[measure], abs=1e-6), name
+
+
+def test_whole_ranking_has_scikit_learns_average_precision():
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(2)
+    ranked = np.stack([rng.permutation(100) for _ in range(20)])
+    rows = [rng.choice(100, rng.integers(1, 90), replace=False) for _ in range(20)]
+    ours = metrics.class_metrics(rows, ranked, {})
+    theirs = [
+        sklearn_metrics.average_precision_score(np.isin(ranking, wanted), -np.arange(100))
+        for ranking, wanted in zip(ranked, rows, strict=True)
+    ]
+    assert ours["map@100"] == pytest.approx(np.mean(theirs))
+
+
+def test_report_of_classes():
+    targets, ranked = class_judgements(seed=3)
+    figures = {
+        name: metrics.retrieval_metrics(targets, ranked[:, :width], {})
+        | metrics.class_metrics(targets, ranked[:, :width], {})
+        for name, width in (("DSI", 100), ("dense", 20))
+    }
+    assert report.other_metrics(figures["DSI"]) == {}
+    text = "\n".join(report.split_lines("test", figures))
+    _, retrieval, classes = text.split("queries  system")
+    assert "hits@1" in retrieval and "map" not in retrieval
+    lines = classes.splitlines()
+    assert lines[0].split() == ["p@1", "p@10", "map@10", "map@100", "number"]
+    expected = [f"{100 * figures['DSI'][name]:.1f}" for name in report.CLASS_COLUMNS]
+    assert lines[2].split() == ["all", "DSI", *expected, "50"]
+    assert lines[3].split()[:2] == ["all", "dense"] and lines[3].split()[5] == "-"
+    assert [line.split()[0] for line in lines[4:]] == ["seen"] * 2 + ["unseen"] * 2
+    assert "p@1" not in "".join(report.split_lines("test", {"DSI": {"queries": 3, "hits@1": 1}}))
+    assert report.split_lines("own", {"DSI": {"map@10": 0.5}}) == ["own", "DSI map@10: 0.5"]
 
 
 def test_run_file_is_read_back(tmp_path):

@@ -7,6 +7,11 @@ Definitions, at a cut k of a ranking: Hits@k is 1 if any relevant document is am
 the first k; MRR@k is 1 / rank of the first relevant one, or 0; nDCG@k has
 trec_eval's linear gains, sum of grade / log2(rank + 1) over that of the ideal
 ranking. A slot of row -1 (no document) keeps its rank and is a miss.
+
+Where a query has many relevant documents, as an image has all others of its class: P@k
+is the number of relevant ones among the first k, divided by k; AP@k is the sum of P@i
+over the ranks i <= k of relevant ones, divided by min(R, k); MAP@k is its mean over
+queries. Grades do not count.
 """
 
 from __future__ import annotations
@@ -25,6 +30,8 @@ from dsi_jax.data import features
 
 HITS_AT = (1, 5, 10, 20, 100)
 CUTOFF = 10  # of MRR and nDCG
+PRECISION_AT = (1, 2, 4, 8, 10, 20, 30, 100)
+MAP_AT = (10, 100)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,16 +95,49 @@ def retrieval_metrics(
     relevance = [_as_relevance(target) for target in targets]
     ranked = np.asarray(predictions, np.int64).reshape(len(relevance), -1)
     per_query = _per_query(relevance, ranked)
-    seen = [target.seen for target in relevance]
-
-    metrics = _means(per_query, np.ones(len(relevance), bool), "")
-    if None not in seen:
-        is_seen = np.array(seen, bool)
-        metrics |= _means(per_query, is_seen, "/seen")
-        metrics |= _means(per_query, ~is_seen, "/unseen")
+    metrics: dict[str, float] = {}
+    for suffix, group in _groups(relevance).items():
+        metrics[f"queries{suffix}"] = float(group.sum())
+        metrics |= _means(per_query, group, suffix)
     if "scores" in aux_values:
         filled = np.asarray(aux_values["scores"], np.float64).reshape(ranked.shape) > -np.inf
         metrics["invalid_rate"] = float((filled & (ranked < 0)).sum() / max(1, filled.sum()))
+    return metrics
+
+
+def class_metrics(
+    targets: Sequence[Relevance | Sequence[int]],
+    predictions: Sequence[Sequence[int]] | np.ndarray,
+    aux_values: Mapping[str, Any],
+) -> dict[str, float]:
+    """P@k and MAP@k for all, seen and unseen queries; a seqio metric_fn, to go with the one above.
+
+    They are given for k up to the number of ranked documents M.
+
+    Args:
+      targets: as for `retrieval_metrics`.
+      predictions: as for `retrieval_metrics`.
+      aux_values: not read.
+
+    Returns:
+      "p@1", ..., "map@10", "map@100"; the same with "/seen" and "/unseen" where it is known which
+      queries are.
+    """
+    del aux_values
+    relevance = [_as_relevance(target) for target in targets]
+    ranked = np.asarray(predictions, np.int64).reshape(len(relevance), -1)
+    width = ranked.shape[1]
+    hit = np.stack([np.isin(r, target.rows) for r, target in zip(ranked, relevance, strict=True)])
+    precision = hit.cumsum(axis=1) / np.arange(1, width + 1)
+    gained = (hit * precision).cumsum(axis=1)
+    num_relevant = np.array([len(set(target.rows.tolist())) for target in relevance])
+    per_query = {f"p@{k}": precision[:, k - 1] for k in PRECISION_AT if k <= width}
+    per_query |= {
+        f"map@{k}": gained[:, k - 1] / np.minimum(num_relevant, k) for k in MAP_AT if k <= width
+    }
+    metrics: dict[str, float] = {}
+    for suffix, group in _groups(relevance).items():
+        metrics |= _means(per_query, group, suffix)
     return metrics
 
 
@@ -129,11 +169,20 @@ def _per_query(relevance: Sequence[Relevance], ranked: np.ndarray) -> dict[str, 
     return per_query
 
 
+def _groups(relevance: Sequence[Relevance]) -> dict[str, np.ndarray]:
+    """Suffix of a metric's name -> bool [Q], which queries it is of."""
+    groups = {"": np.ones(len(relevance), bool)}
+    seen = [target.seen for target in relevance]
+    if None not in seen:
+        is_seen = np.array(seen, bool)
+        groups |= {"/seen": is_seen, "/unseen": ~is_seen}
+    return groups
+
+
 def _means(per_query: Mapping[str, np.ndarray], group: np.ndarray, suffix: str) -> dict[str, float]:
-    means = {f"queries{suffix}": float(group.sum())}
-    if group.any():
-        means |= {f"{name}{suffix}": float(v[group].mean()) for name, v in per_query.items()}
-    return means
+    if not group.any():
+        return {}
+    return {f"{name}{suffix}": float(v[group].mean()) for name, v in per_query.items()}
 
 
 def write_trec_run(
