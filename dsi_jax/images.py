@@ -88,7 +88,7 @@ def view(source: str | Path | bytes, seed: int | Sequence[int]) -> bytes:
     left = int(rng.integers(image.width - width + 1))
     top = int(rng.integers(image.height - height + 1))
     buffer = io.BytesIO()
-    image.crop((left, top, left + width, top + height)).save(buffer, "PNG")
+    image.crop((left, top, left + width, top + height)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

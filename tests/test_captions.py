@@ -13,7 +13,7 @@ from PIL import Image
 from dsi_jax import images
 from dsi_jax.data import captions, demo_image, image_folders, image_protocols
 from dsi_jax.data.image_corpus import CaptionedImages, ImageCorpus
-from dsi_jax.data.image_protocols import heldout_caption, karpathy, with_views, without_captions
+from dsi_jax.data.image_protocols import heldout_caption, image_query, karpathy, with_views
 
 NAMES = ("a.jpg", "b.png", "c d.jpg")
 
@@ -98,7 +98,7 @@ def test_a_directory_without_captions(directory) -> None:
     data = captions.load(directory)
     assert data.keys == ["a.jpg", "b.png", "c d.jpg", "deeper/e.PNG"]
     assert data.captions == [[]] * 4
-    corpus = without_captions(data, seed=0)
+    corpus = image_query(data, seed=0)
     assert (corpus.protocol, dict(corpus.queries)) == ("image_query", {})
     assert len(corpus.image_queries["test"]) == 4
 
@@ -241,7 +241,7 @@ def test_protocols_of_splits() -> None:
 
 
 def test_views_are_parts_of_their_images(directory) -> None:
-    corpus = without_captions(captions.load(directory), seed=0)
+    corpus = image_query(captions.load(directory), seed=0)
     views = corpus.image_queries["test"]
     for view, rows in zip(views.images, views.relevant, strict=True):
         part, whole = images.decode(view), images.decode(corpus.images[rows[0]])
@@ -249,9 +249,8 @@ def test_views_are_parts_of_their_images(directory) -> None:
         wanted = np.asarray(part)
         windows = np.lib.stride_tricks.sliding_window_view(np.asarray(whole), wanted.shape)
         assert (windows == wanted).all(axis=(-3, -2, -1)).any()
-    assert without_captions(captions.load(directory), seed=0).image_queries["test"].images == (
-        views.images
-    )
+    again = image_query(captions.load(directory), seed=0).image_queries["test"]
+    assert list(again.images) == list(views.images) == views.images[:]
     assert len(with_views(corpus, seed=0, count=2).image_queries["test"]) == 2
 
 
@@ -326,7 +325,7 @@ def test_demo_is_a_function_of_its_seed(scenes) -> None:
 
 def test_demo_is_the_same_in_every_process_and_needs_no_tensorflow(scenes) -> None:
     program = (
-        "import sys; from dsi_jax.data import demo_image as d, image_folders\n"
+        "import sys; from dsi_jax.data import demo_image as d, image_corpora\n"
         "print(d.load(7, count=60).hash, 'tensorflow' in sys.modules, 'seqio' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

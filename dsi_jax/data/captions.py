@@ -41,12 +41,18 @@ _CAPTION_COLUMNS = ("caption", "caption_text", "comment", "text")
 
 
 @dataclasses.dataclass
-class _Table:
-    """What a file of captions says: captions, and splits if any, by the name of the image."""
+class CaptionTable:
+    """What a file of captions says.
+
+    Attributes:
+      captions: image -> its captions.
+      splits: image -> "train", "dev" or "test"; empty if the file has no splits.
+      malformed: what is wrong with each line that was left out.
+    """
 
     captions: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     splits: dict[str, str] = dataclasses.field(default_factory=dict)
-    malformed: list[str] = dataclasses.field(default_factory=list)  # what is wrong with a line
+    malformed: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, image: str, captions: Iterable[str] = (), split: str | None = None) -> None:
         self.captions.setdefault(image, []).extend(captions)
@@ -80,11 +86,11 @@ def load(
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is no directory; expected one of images")
     if captions is None:
-        table = _Table()
+        table = CaptionTable()
         for path in find_images(directory):
             table.add(str(path.relative_to(directory)))
     else:
-        table = _read(Path(captions).expanduser(), skip)
+        table = read_captions(Path(captions).expanduser(), skip=skip)
     skipped: collections.Counter[str] = collections.Counter()
     skipped[MALFORMED] = len(table.malformed)
     paths = {name: directory / name for name in table.captions}
@@ -157,10 +163,20 @@ def unreadable(paths: dict[str, Path], *, skip: bool) -> list[str]:
     return bad
 
 
-def _read(file: Path, skip: bool) -> _Table:
+def read_captions(file: Path, *, skip: bool = False) -> CaptionTable:
+    """Reads a file of captions, by its suffix.
+
+    Args:
+      file: in one of the forms above.
+      skip: whether malformed lines are counted and left out; they are errors otherwise.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file has none of the known forms, or a line of it is malformed.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; expected a file of captions")
-    readers: dict[str, Callable[[Path], _Table]] = {
+    readers: dict[str, Callable[[Path], CaptionTable]] = {
         ".json": _read_json,
         ".csv": _read_csv,
         ".token": _read_tokens,
@@ -183,7 +199,7 @@ def _read(file: Path, skip: bool) -> _Table:
     return table
 
 
-def _read_json(file: Path) -> _Table:
+def _read_json(file: Path) -> CaptionTable:
     try:
         value = json.loads(file.read_text("utf-8"))
     except json.JSONDecodeError as error:
@@ -196,8 +212,8 @@ def _read_json(file: Path) -> _Table:
         raise ValueError(f"{file}: a record lacks the field {error}") from error
 
 
-def _from_coco(file: Path, value: dict[str, Any]) -> _Table:
-    table = _Table()
+def _from_coco(file: Path, value: dict[str, Any]) -> CaptionTable:
+    table = CaptionTable()
     names = {image["id"]: image["file_name"] for image in value["images"]}
     for name in names.values():
         table.add(name)
@@ -211,8 +227,8 @@ def _from_coco(file: Path, value: dict[str, Any]) -> _Table:
     return table
 
 
-def _from_karpathy(value: dict[str, Any]) -> _Table:
-    table = _Table()
+def _from_karpathy(value: dict[str, Any]) -> CaptionTable:
+    table = CaptionTable()
     for image in value["images"]:
         # COCO's images lie in two directories.
         name = str(Path(image.get("filepath", ""), image["filename"]))
@@ -221,8 +237,8 @@ def _from_karpathy(value: dict[str, Any]) -> _Table:
     return table
 
 
-def _read_tokens(file: Path) -> _Table:
-    table = _Table()
+def _read_tokens(file: Path) -> CaptionTable:
+    table = CaptionTable()
     for number, line in enumerate(file.read_text("utf-8").split("\n"), start=1):
         match = re.fullmatch(r"(.+)#\d+\t(.*)", line.rstrip("\r"))
         if match is not None:
@@ -234,8 +250,8 @@ def _read_tokens(file: Path) -> _Table:
     return table
 
 
-def _read_csv(file: Path) -> _Table:
-    table = _Table()
+def _read_csv(file: Path) -> CaptionTable:
+    table = CaptionTable()
     with file.open(encoding="utf-8-sig", newline="") as stream:
         header = stream.readline()
         delimiter = max(",|;\t", key=header.count)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,69 @@ from dsi_jax.data.corpora import QuerySet
 PROTOCOLS = ("heldout_caption", "karpathy_test", "full_corpus", "image_query")
 
 ImageSource = Path | bytes  # a file, or the bytes of one
+
+
+class HashedFiles(Sequence[Path]):
+    """Image files whose content was hashed when they were written; a path is made when asked for.
+
+    So millions of images cost the memory of their names, and their corpus opens without reading
+    them.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        folder_of: np.ndarray,
+        names: Sequence[str],
+        hashes: np.ndarray,
+    ) -> None:
+        """Initialises.
+
+        Args:
+          folders: where the files lie.
+          folder_of: int [N], the folder of each file.
+          names: N paths within the folders.
+          hashes: uint8 [N, 32], SHA-256 of each file.
+
+        Raises:
+          ValueError: the lengths differ.
+        """
+        if not len(folder_of) == len(names) == len(hashes):
+            raise ValueError(
+                f"{len(names)} names, {len(folder_of)} folders and {len(hashes)} hashes of files; "
+                "expected one of each a file"
+            )
+        self._folders, self._folder_of, self._names = folders, folder_of, names
+        self.hashes = hashes
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, row):
+        """The path of a row; a list of paths for a slice."""
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        return self._folders[self._folder_of[row]] / self._names[row]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[HashedFiles]) -> HashedFiles:
+        """The files of all parts, one after the other."""
+        starts = np.cumsum([0, *(len(part._folders) for part in parts)])
+        return cls(
+            folders=[folder for part in parts for folder in part._folders],
+            folder_of=np.concatenate(
+                [part._folder_of + start for part, start in zip(parts, starts, strict=False)]
+            ),
+            names=[name for part in parts for name in part._names],
+            hashes=np.concatenate([part.hashes for part in parts]),
+        )
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> HashedFiles:
+        """The files of some rows, in their order."""
+        rows = np.asarray(rows, np.int64)
+        return HashedFiles(
+            self._folders, self._folder_of[rows], [self._names[i] for i in rows], self.hashes[rows]
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +105,7 @@ class CaptionedImages:
 
     name: str
     keys: list[str]
-    images: list[ImageSource]
+    images: Sequence[ImageSource]
     captions: list[list[str]]
     splits: list[str] | None = None
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -59,7 +122,7 @@ class ImageQuerySet:
     """
 
     ids: list[str]
-    images: list[ImageSource]
+    images: Sequence[ImageSource]
     relevant: list[np.ndarray]
 
     def __len__(self) -> int:
@@ -111,10 +174,14 @@ class ImageCorpus:
                 "expected one of each, and a class for each or for none"
             )
         check_keys(self.name, self.keys)
+        checked: set[int] = set()  # images of a class share one array of thousands of rows
         for kind in (self.queries, self.image_queries):
             for split, queries in kind.items():
                 for query_id, rows in zip(queries.ids, queries.relevant, strict=True):
-                    if not len(rows) or min(rows) < 0 or max(rows) >= len(self.keys):
+                    if id(rows) in checked:
+                        continue
+                    checked.add(id(rows))
+                    if not len(rows) or np.min(rows) < 0 or np.max(rows) >= len(self.keys):
                         raise ValueError(
                             f"corpus '{self.name}', split '{split}', query '{query_id}': rows "
                             f"{rows}; expected some of the {len(self.keys)} images"
@@ -125,11 +192,13 @@ class ImageCorpus:
 
     @functools.cached_property
     def hash(self) -> str:
-        """sha256 (hex) over keys and files in order; reads every file, queries do not enter."""
+        """sha256 (hex) over keys and files in order; queries do not enter.
+
+        Reads every file, but for `HashedFiles`.
+        """
         digest = hashlib.sha256()
-        for key, image in zip(self.keys, self.images, strict=True):
-            data = image if isinstance(image, bytes) else image.read_bytes()
-            digest.update(hashlib.sha256(key.encode()).digest() + hashlib.sha256(data).digest())
+        for key, content in zip(self.keys, _content_hashes(self.images), strict=True):
+            digest.update(hashlib.sha256(key.encode()).digest() + content)
         return digest.hexdigest()
 
     def training_captions(self) -> list[list[str]]:
@@ -145,6 +214,15 @@ class ImageCorpus:
     def documents_with_training_query(self) -> np.ndarray:
         """bool [N]: whether a training caption points to the image (*seen*)."""
         return np.array([bool(captions) for captions in self.training_captions()], bool)
+
+
+def _content_hashes(images: Sequence[ImageSource]) -> Iterator[bytes]:
+    if isinstance(images, HashedFiles):
+        yield from map(bytes, images.hashes)
+        return
+    for image in images:
+        data = image if isinstance(image, bytes) else image.read_bytes()
+        yield hashlib.sha256(data).digest()
 
 
 def check_keys(name: str, keys: Sequence[str]) -> None:

@@ -21,6 +21,15 @@ _TEST_SPLITS = ("test", "val", "validation")
 _HELD_OUT = 0.1
 
 
+def class_names(directory: Path) -> list[str]:
+    """The classes that `load` would find; none if an image lies in no folder of a class."""
+    paths = find_images(directory)
+    names = [str(path.relative_to(directory)) for path in paths]
+    depth = 0 if _test_split(directory) is None else 1
+    classes = {_class(name, depth) for name in names}
+    return [] if "" in classes else sorted(classes)
+
+
 def load(directory: str | Path, seed: int, *, skip: bool = False) -> ImageCorpus:
     """Reads a directory of classes.
 
@@ -45,8 +54,8 @@ def load(directory: str | Path, seed: int, *, skip: bool = False) -> ImageCorpus
     paths = {str(path.relative_to(directory)): path for path in find_images(directory)}
     bad = unreadable(paths, skip=skip)
     paths = {name: path for name, path in paths.items() if name not in bad}
-    test = next((name for name in _TEST_SPLITS if (directory / name).is_dir()), None)
-    if test is not None and (directory / "train").is_dir():
+    test = _test_split(directory)
+    if test is not None:
         documents = {name: _class(name, 1) for name in paths if name.startswith("train/")}
         queries = {name: _class(name, 1) for name in paths if name.startswith(f"{test}/")}
     else:
@@ -77,6 +86,13 @@ def load(directory: str | Path, seed: int, *, skip: bool = False) -> ImageCorpus
         classes=class_of_row,
         skipped={UNREADABLE: len(bad)} if bad else {},
     )
+
+
+def _test_split(directory: Path) -> str | None:
+    """The folder of the test images, where there is one beside that of the training images."""
+    if not (directory / "train").is_dir():
+        return None
+    return next((name for name in _TEST_SPLITS if (directory / name).is_dir()), None)
 
 
 def _class(name: str, depth: int) -> str:

@@ -12,9 +12,47 @@ import numpy as np
 
 from dsi_jax import images
 from dsi_jax.data.corpora import MAX_HELD_OUT, SPLITS, QuerySet
-from dsi_jax.data.image_corpus import CaptionedImages, ImageCorpus, ImageQuerySet
+from dsi_jax.data.image_corpus import (
+    PROTOCOLS,
+    CaptionedImages,
+    ImageCorpus,
+    ImageQuerySet,
+    ImageSource,
+)
 
 Captions = Sequence[Sequence[str]]  # of each row
+
+
+def make(data: CaptionedImages, protocol: str | None, seed: int) -> ImageCorpus:
+    """Makes a corpus by the name of its protocol.
+
+    Args:
+      data: the images.
+      protocol: one of `PROTOCOLS`; None: `heldout_caption` where an image has two distinct
+        captions, else `image_query`.
+      seed: of what the protocol draws.
+
+    Returns:
+      The corpus; in `heldout_caption` and `image_query` with unseen views, too.
+
+    Raises:
+      ValueError: there is no such protocol or it does not suit the data.
+    """
+    if protocol is None:
+        several = any(len(_distinct(captions)) > 1 for captions in data.captions)
+        protocol = "heldout_caption" if several else "image_query"
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol is '{protocol}'; expected one of {PROTOCOLS}")
+    if protocol == "image_query":
+        return image_query(data, seed)
+    if not any(data.captions):
+        raise ValueError(
+            f"corpus '{data.name}' has no captions; expected some for the protocol '{protocol}', "
+            "or the protocol 'image_query'"
+        )
+    if protocol == "heldout_caption":
+        return with_views(heldout_caption(data, seed), seed)
+    return karpathy(data, full_corpus=protocol == "full_corpus")
 
 
 def heldout_caption(data: CaptionedImages, seed: int) -> ImageCorpus:
@@ -103,14 +141,38 @@ def with_views(corpus: ImageCorpus, seed: int, count: int = MAX_HELD_OUT) -> Ima
     rows = np.sort(rng.permutation(len(corpus))[:count])
     views = ImageQuerySet(
         ids=[f"view{row}" for row in rows],
-        images=[images.view(corpus.images[row], [seed, int(row)]) for row in rows],
+        images=Views(corpus.images, rows, seed),
         relevant=[np.array([row], np.int32) for row in rows],
     )
     return dataclasses.replace(corpus, image_queries={**corpus.image_queries, "test": views})
 
 
-def without_captions(data: CaptionedImages, seed: int) -> ImageCorpus:
-    """Indexes every image and lets views look for them; for images that have no captions.
+class Views(Sequence[bytes]):
+    """A view of each of some images, made when it is asked for, so that none is held in memory."""
+
+    def __init__(self, originals: Sequence[ImageSource], rows: Sequence[int], seed: int) -> None:
+        """Initialises.
+
+        Args:
+          originals: the images.
+          rows: of which.
+          seed: of the crops; a view depends on it and on its row alone.
+        """
+        self._originals, self._rows, self._seed = originals, rows, seed
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index):
+        """The view, an encoded image; a list of views for a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = int(self._rows[index])
+        return images.view(self._originals[row], [self._seed, row])
+
+
+def image_query(data: CaptionedImages, seed: int) -> ImageCorpus:
+    """Indexes every image and lets views look for them; captions, if any, are for training.
 
     Args:
       data: the images.
@@ -119,7 +181,9 @@ def without_captions(data: CaptionedImages, seed: int) -> ImageCorpus:
     Returns:
       A corpus of the protocol `image_query`.
     """
-    return with_views(_corpus(data, "image_query", {}), seed)
+    captions = [_distinct(own) for own in data.captions]
+    train = query_set("train", captions, [captions])
+    return with_views(_corpus(data, "image_query", {"train": train}), seed)
 
 
 def query_set(prefix: str, captions: Captions, positives: Sequence[Captions]) -> QuerySet:

@@ -83,7 +83,7 @@ def _records(cache: Path) -> records_lib.Records:
     """All records; read from TFDS unless they were before."""
     path = cache / _RECORDS
     if not path.exists():
-        directory = tfds_data.find(_NAME, _CONFIG, _SIZE)
+        directory = tfds_data.find(_NAME, _CONFIG, size=_SIZE)
         logger.info("reading %s, all of it, once; writing %s", directory, path)
         names = records_lib.COLUMNS
         streams = itertools.tee(_read(directory), len(names))
