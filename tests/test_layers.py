@@ -12,6 +12,7 @@ CORE = [
         *("clip_bpe", "images", "pixels", "models.clip_sizes"),
         *("docids.table", "docids.atomic", "docids.naive", "docids.semantic"),
         *("docids.random_control", "docids.embeddings", "docids.report"),
+        *("docids.image_embeddings", "contact_sheet", "training.groups"),
         *("models.dsi", "models.sizes", "convert.huggingface"),
         *("decoding.adapter", "decoding.score"),
         *("training.step", "training.state", "training.checkpoints", "training.optimizers"),

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from dsi_jax.docids.embeddings import Embedder, TfidfSvd
+from dsi_jax.docids.image_embeddings import ImageEmbedder
 from dsi_jax.docids.table import DocidTable
 
 _CHECK_ROWS = 1 << 16
@@ -32,15 +33,15 @@ class Semantic:
     Attributes:
       clusters: k, the clusters of a node, and the base of the digits; at least 2.
       leaf_size: c, clusters of at most so many documents are not split.
-      embedder: makes the embeddings from the documents' texts; None where `build` is given vectors
-        from elsewhere. It is only recorded here: the caller embeds.
+      embedder: makes the embeddings from the documents' texts or images; None where `build` is
+        given vectors from elsewhere. It is only recorded here: the caller embeds.
       n_init: k-means runs a split, of which the best is kept.
       max_levels: the deepest node that may be split; bounds the length of docids.
     """
 
     clusters: int = 10
     leaf_size: int = 100
-    embedder: Embedder | None = dataclasses.field(default_factory=TfidfSvd)
+    embedder: Embedder | ImageEmbedder | None = dataclasses.field(default_factory=TfidfSvd)
     n_init: int = 1
     max_levels: int = 12
 
