@@ -276,7 +276,9 @@ def test_writing_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         image_store.write(tmp_path, stopped(), {})
     assert not image_store.exists(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no stored images in .*: no manifest\.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no complete 'dsi_jax images': manifest\.json"
+    ):
         image_store.load(tmp_path)
     there = sorted(tmp_path.rglob("*.jpg"))
     assert len(there) == 2
@@ -633,8 +635,14 @@ def test_flickr30k_is_built_from_its_published_files(flickr):
 
 def test_the_command_builds_it(flickr, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["flickr30k", f"--manual_dir={flickr}"])
-    builder().main()
+    assert builder().main() == 0
     assert len(load_flickr()) == 4
+    monkeypatch.setattr("sys.argv", ["flickr30k", "--manual_dir=nowhere"])
+    capsys.readouterr()
+    assert builder().main() == 2
+    assert capsys.readouterr().err == (
+        "error: nowhere is no directory; expected that of Flickr30k's files\n"
+    )
 
 
 def test_kaggles_file_with_its_broken_line(flickr):

@@ -599,7 +599,9 @@ def test_what_another_process_has_put_there_stays(tmp_path):
 
 
 def test_what_is_no_stored_corpus_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no stored corpus in .*: no manifest.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no complete 'dsi_jax corpus': manifest\.json"
+    ):
         stored.load(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):

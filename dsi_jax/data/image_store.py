@@ -24,12 +24,13 @@ import numpy as np
 
 from dsi_jax import columns
 from dsi_jax import images as images_lib
+from dsi_jax.data import manifests
 from dsi_jax.data.image_corpus import HashedFiles
 
 logger = logging.getLogger(__name__)
 
 _FORMAT, _FORMAT_VERSION = "dsi_jax images", 1
-_FILES, _INDEX, _MANIFEST = "files", "index.arrow", "manifest.json"
+_FILES, _INDEX = "files", "index.arrow"
 _COLUMNS = ("key", "captions", "label", "sha256", "error")
 _AT_ONCE = 32  # images in memory
 _LOG_EVERY = 20_000
@@ -73,7 +74,7 @@ class Stored:
 
 def exists(directory: Path) -> bool:
     """Whether all images lie there."""
-    return (directory / _MANIFEST).is_file()
+    return manifests.exists(directory)
 
 
 def write(directory: Path, records: Iterable[Record], origin: Mapping[str, Any]) -> None:
@@ -92,7 +93,7 @@ def write(directory: Path, records: Iterable[Record], origin: Mapping[str, Any])
       OSError: a file cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / _MANIFEST).unlink(missing_ok=True)
+    manifests.remove(directory)
     rows = itertools.tee(_write_files(directory / _FILES, records), len(_COLUMNS))
     columns.write_columns(
         directory / _INDEX,
@@ -103,13 +104,8 @@ def write(directory: Path, records: Iterable[Record], origin: Mapping[str, Any])
         rows_per_batch=_AT_ONCE * 64,
     )
     keys, *_ = columns.open_columns(directory / _INDEX, _COLUMNS)
-    manifest = {
-        "format": _FORMAT,
-        "format_version": _FORMAT_VERSION,
-        "images": len(keys),
-        "origin": dict(origin),
-    }
-    _replace(directory / _MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    content = {"images": len(keys), "origin": dict(origin)}
+    manifests.write(directory, _FORMAT, _FORMAT_VERSION, content)
 
 
 def load(directory: Path) -> tuple[Stored, dict[str, Any]]:
@@ -122,7 +118,7 @@ def load(directory: Path) -> tuple[Stored, dict[str, Any]]:
       FileNotFoundError: there is no manifest or no index.
       ValueError: of another format, or files are missing.
     """
-    manifest = _read_manifest(directory / _MANIFEST)
+    manifest = manifests.read(directory, _FORMAT, _FORMAT_VERSION)
     table = columns.open_columns(directory / _INDEX, _COLUMNS)
     keys, captions, labels, digests, errors = map(list, table)
     present = sum(len(files) for _, _, files in os.walk(directory / _FILES))
@@ -193,17 +189,3 @@ def _replace(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there are no stored images in {path.parent}: no {path.name}")
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    expected = {"format": _FORMAT, "format_version": _FORMAT_VERSION}
-    found = {name: manifest.get(name) for name in expected} if isinstance(manifest, dict) else None
-    if found != expected:
-        raise ValueError(f"{path} says {found}; expected {expected}")
-    return manifest

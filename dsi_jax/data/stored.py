@@ -7,7 +7,6 @@ corpus was made from and has a checksum of its content.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -18,16 +17,17 @@ from typing import Any
 import numpy as np
 
 from dsi_jax import columns, documents
+from dsi_jax.data import manifests
 from dsi_jax.data.corpora import SPLITS, Corpus, QuerySet
 
 _FORMAT, _FORMAT_VERSION = "dsi_jax corpus", 1
-_DOCUMENTS, _QUERIES, _MANIFEST = "documents.arrow", "queries.arrow", "manifest.json"
+_DOCUMENTS, _QUERIES = "documents.arrow", "queries.arrow"
 _QUERY_COLUMNS = ("split", "id", "text", "rows", "grades")
 
 
 def exists(directory: Path) -> bool:
     """Whether a whole corpus lies there."""
-    return (directory / _MANIFEST).is_file()
+    return manifests.exists(directory)
 
 
 def content_hash(corpus: Corpus) -> str:
@@ -59,15 +59,13 @@ def save(corpus: Corpus, directory: Path, origin: Mapping[str, Any]) -> None:
         documents.write_documents(new / _DOCUMENTS, corpus.keys, corpus.titles, corpus.texts)
         columns.write_columns(new / _QUERIES, _query_columns(corpus))
         manifest = {
-            "format": _FORMAT,
-            "format_version": _FORMAT_VERSION,
             "name": corpus.name,
             "documents": len(corpus),
             "queries": {split: len(queries) for split, queries in corpus.queries.items()},
             "sha256": content_hash(corpus),
             "origin": dict(origin),
         }
-        (new / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        manifests.write(new, _FORMAT, _FORMAT_VERSION, manifest)
         try:
             os.rename(new, directory)
         except OSError:
@@ -87,7 +85,7 @@ def load(directory: Path) -> tuple[Corpus, dict[str, Any]]:
       FileNotFoundError: if a file is missing.
       ValueError: if a file is damaged, of another format, or its content is not what was stored.
     """
-    manifest = _read_manifest(directory / _MANIFEST)
+    manifest = manifests.read(directory, _FORMAT, _FORMAT_VERSION)
     stored = documents.Documents.open(directory / _DOCUMENTS)
     corpus = Corpus(
         name=manifest["name"],
@@ -134,17 +132,3 @@ def _read_queries(path: Path) -> Iterator[tuple[str, QuerySet]]:
                 relevance=[np.array(grades[i].split(), np.float32) for i in of_split],
             ),
         )
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no stored corpus in {path.parent}: no {path.name}")
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    expected = {"format": _FORMAT, "format_version": _FORMAT_VERSION}
-    found = {name: manifest.get(name) for name in expected} if isinstance(manifest, dict) else None
-    if found != expected:
-        raise ValueError(f"{path} says {found}; expected {expected}")
-    return manifest

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,14 +129,23 @@ def _folder(root: Path, name: str) -> Path:
     )
 
 
-def main() -> None:
-    """Builds the data set; nothing is downloaded."""
+def main() -> int:
+    """Builds the data set; nothing is downloaded.
+
+    Returns:
+      the exit status: 2 if a file is absent or malformed.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--manual_dir", required=True, help="holds the published files")
     parser.add_argument("--data_dir", default=None, help="of TFDS; default: TFDS_DATA_DIR")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    build(arguments.manual_dir, arguments.data_dir or tfds_data.data_dir())
+    try:
+        build(arguments.manual_dir, arguments.data_dir or tfds_data.data_dir())
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def build(manual_dir: str | Path, data_dir: str | Path) -> None:
@@ -148,10 +158,12 @@ def build(manual_dir: str | Path, data_dir: str | Path) -> None:
     Raises:
       FileNotFoundError, ValueError: a file is absent or malformed.
     """
+    if not Path(manual_dir).expanduser().is_dir():
+        raise FileNotFoundError(f"{manual_dir} is no directory; expected that of Flickr30k's files")
     Flickr30k(data_dir=data_dir, file_format="tfrecord").download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=Path(manual_dir).expanduser())
     )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
