@@ -36,6 +36,7 @@ TRAIN = [
     "clu>=0.0.12",
     "scikit-learn>=1.5",
     "bm25s>=0.2.6",
+    "faiss-cpu>=1.15",
     "threadpoolctl>=3.1",
 ]
 EXTRAS = {

@@ -14,6 +14,7 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from dsi_jax.convert import huggingface, t5x, t5x_files, text_model
+from dsi_jax.docids import text
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.methods.registry import method_of
 from dsi_jax.models import stacking
@@ -214,8 +215,11 @@ def docid_rows(table: DocidTable, tokenizer: Tokenizer) -> list[int]:
     """For each docid token the text token whose rows it borrows, or -1.
 
     Pad and end are T5's; the digit of a naive or semantic docid is the text's digit where that is
-    one token. Other codes mean nothing to the lender.
+    one token, and the tokens of a title docid are text tokens. Other codes mean nothing to the
+    lender.
     """
+    if table.kind == text.Title.kind:
+        return text.text_tokens(table, tokenizer).tolist()
     rows = [0, 1] + [-1] * (table.vocab_size - 2)
     if table.kind not in _DIGIT_KINDS:
         return rows

@@ -131,12 +131,17 @@ def _table(config: TrainConfig, num_documents: int | None) -> DocidTable:
             "NUM_DOCUMENTS is given and DOCIDS is not: pass a file of docids/, for example "
             "--gin_file=docids/atomic.gin"
         )
-    embeddings = None
-    if builder.needs_embeddings:
-        rng = np.random.default_rng(sources.seed)
-        embeddings = rng.normal(size=(num_documents, _STAND_IN_WIDTH)).astype(np.float32)
+    rng = np.random.default_rng(sources.seed)
     keys = [str(row) for row in range(num_documents)]
-    return builder.build(keys, "made up", embeddings=embeddings, seed=sources.seed)
+    made_up = {
+        "embeddings": lambda: rng.normal(size=(num_documents, _STAND_IN_WIDTH)).astype(np.float32),
+        "titles": lambda: keys,
+        "texts": lambda: keys,
+        "tokenizer": ByteTokenizer,
+        "classes": lambda: np.arange(num_documents) % _STAND_IN_WIDTH,
+    }
+    needed = {name: made_up[name]() for name in builder.needs}
+    return builder.build(keys, "made up", seed=sources.seed, **needed)
 
 
 def _inputs(config: TrainConfig, table: DocidTable, mesh: Mesh) -> _Inputs:

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import seqio
 from jax.experimental import multihost_utils
 
 from dsi_jax import checks, tokenizers
 from dsi_jax import documents as documents_lib
 from dsi_jax.data import corpora, document_forms, registration, strategies
-from dsi_jax.docids import report, text_space
+from dsi_jax.docids import oracle as oracle_lib
+from dsi_jax.docids import plots, report, text_space
 from dsi_jax.docids.table import DocidBuilder, DocidTable
 from dsi_jax.methods.base import Collection
 from dsi_jax.models.dsi import COMPACT_SPACE, DOCID_SPACES, TEXT_SPACE
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 BYTES = "bytes"
 TEXT_TABLE = "docids_text"  # in MODEL_DIR: the docids in text tokens
+PLOT = "docids_report.png"  # in MODEL_DIR: the health of the docid table
 _T5_MODEL = "spiece.model"  # what T5's directories call it
 TOKENIZER = "tokenizer.json"  # what a run's own vocabulary is called
 _ORIGIN = ("corpus_hash", "vocabulary_size", "seed")  # what that vocabulary depends on
@@ -95,6 +98,7 @@ class Prepared:
       table_path: where the table lies.
       tasks: names of the corpus's seqio tasks; None where the task is another project's.
       mixture_or_task_name: what to train on.
+      embeddings: what the table was built from, if it was, and just now; float32 [N, D].
     """
 
     corpus: corpora.Corpus | None
@@ -104,6 +108,7 @@ class Prepared:
     table_path: Path
     tasks: registration.CorpusTasks | None
     mixture_or_task_name: str
+    embeddings: np.ndarray | None = None
 
     def collection(self, lengths: Mapping[str, int]) -> Collection:
         """The documents as a method reads them, with so many tokens of each feature."""
@@ -195,8 +200,9 @@ def _prepare(
         checkpoints.check_writable(model_dir)
     if tokenizer is None:
         tokenizer = _train_tokenizer(sources, model_dir, corpus, write)
+    embeddings = None
     if table is None:
-        table = _build_table(sources, path, corpus, write)
+        table, embeddings = _build_table(sources, path, corpus, tokenizer, write)
     store = model_dir / "documents.arrow"
     if write and not store.exists():
         documents_lib.write_documents(store, corpus.keys, corpus.titles, corpus.texts)
@@ -208,13 +214,14 @@ def _prepare(
         table_path=path,
         tasks=tasks,
         mixture_or_task_name=name,
+        embeddings=embeddings,
     )
 
 
 def build_docids(
     model_dir: str, sources: Sources, *, config_text: str = "", dry_run: bool = False
 ) -> None:
-    """The `docids` command: prepares a run's files and prints the health of its docid table.
+    """The `docids` command: prepares a run's files, reports on the health of its docid table.
 
     Raises:
       ValueError, OSError: as `prepare`.
@@ -223,9 +230,17 @@ def build_docids(
     checks.check_type("MODEL_DIR", model_dir, str)
     check_sources(sources)
     prepared = prepare(sources, model_dir, write=not dry_run)
-    logger.info("%s\n\n%s", "\n".join(prepared.lines()), report.report(prepared.table))
-    if not dry_run:
-        logger.info("docid table: %s", prepared.table_path)
+    oracle = _oracle_recall(sources, prepared)
+    logger.info("%s\n\n%s", "\n".join(prepared.lines()), report.report(prepared.table, oracle))
+    if dry_run:
+        return
+    logger.info("docid table: %s", prepared.table_path)
+    if plots.available():
+        path = checks.model_directory(model_dir) / PLOT
+        plots.plot_report(prepared.table, path, oracle)
+        logger.info("plot: %s", path)
+    else:
+        logger.info("no plot: matplotlib is not installed (pip install 'dsi-jax[plots]')")
 
 
 def table_path(sources: Sources, model_dir: Path) -> Path:
@@ -339,17 +354,56 @@ def _check_built_by(table: DocidTable, path: Path, builder: DocidBuilder, seed: 
             )
 
 
-def _build_table(sources: Sources, path: Path, corpus: corpora.Corpus, write: bool) -> DocidTable:
-    builder = sources.docids
-    embeddings = None
-    if builder.needs_embeddings:
-        embeddings = builder.embedder.embed(corpus.document_texts(), seed=sources.seed)
-    table = builder.build(corpus.keys, corpus.hash, embeddings=embeddings, seed=sources.seed)
-    _check_built(table, builder, corpus)
-    if not write:
-        return table
-    table.save(path)
-    return DocidTable.load(path)
+def _build_table(
+    sources: Sources,
+    path: Path,
+    corpus: corpora.Corpus,
+    tokenizer: tokenizers.Tokenizer,
+    write: bool,
+) -> tuple[DocidTable, np.ndarray | None]:
+    given = {
+        "embeddings": lambda: _embeddings(sources, corpus),
+        "titles": lambda: corpus.titles,
+        "texts": lambda: corpus.texts,
+        "tokenizer": lambda: tokenizer,
+        "classes": lambda: _classes(sources, corpus),
+    }
+    unknown = sources.docids.needs - given.keys()
+    if unknown:
+        raise ValueError(
+            f"{sources.docids.kind} docids need {sorted(unknown)}; a corpus has {sorted(given)}"
+        )
+    needed = {name: given[name]() for name in sources.docids.needs}
+    table = sources.docids.build(corpus.keys, corpus.hash, seed=sources.seed, **needed)
+    _check_built(table, sources.docids, corpus)
+    if write:
+        table.save(path)
+        table = DocidTable.load(path)
+    return table, needed.get("embeddings")
+
+
+def _oracle_recall(sources: Sources, prepared: Prepared) -> oracle_lib.OracleRecall | None:
+    """Of a kind that is made of embeddings, against these; None for others."""
+    by_embedding = sources.docids is not None and "embeddings" in sources.docids.needs
+    if not by_embedding or prepared.corpus is None or len(prepared.corpus) < 2:
+        return None
+    embeddings = prepared.embeddings
+    if embeddings is None:  # the table was there already
+        embeddings = _embeddings(sources, prepared.corpus)
+    return oracle_lib.oracle_recall(prepared.table, embeddings)
+
+
+def _embeddings(sources: Sources, corpus: corpora.Corpus) -> np.ndarray:
+    return sources.docids.embedder.embed(corpus.document_texts(), seed=sources.seed)
+
+
+def _classes(sources: Sources, corpus: corpora.Corpus) -> np.ndarray:
+    if corpus.classes is None:
+        raise ValueError(
+            f"{sources.docids.kind} docids need a class for each document; the corpus "
+            f"{corpus.name!r} has none"
+        )
+    return np.asarray(corpus.classes)
 
 
 def _check_built(table: DocidTable, builder: DocidBuilder, corpus: corpora.Corpus) -> None:

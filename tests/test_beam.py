@@ -144,7 +144,7 @@ def docid_lists(draw):
     return draw(st.permutations(sorted(docids)[:24]))
 
 
-def make_table(docids, vocab_size=V):
+def make_table(docids, vocab_size=V, tie_seed=None):
     return DocidTable(
         tokens=np.asarray(docids, np.min_scalar_type(vocab_size - 1)),
         keys=[f"doc{row}" for row in range(len(docids))],
@@ -153,12 +153,13 @@ def make_table(docids, vocab_size=V):
         parameters={},
         corpus_hash="none",
         variable_length=any(1 in docid for docid in docids),
+        tie_seed=tie_seed,
     )
 
 
-def make_trie(docids, vocab_size=V, widest=True):
+def make_trie(docids, vocab_size=V, widest=True, tie_seed=None):
     """The trie; ``widest`` declares V-way branching everywhere, so that all tries share a jit."""
-    trie = build_trie(make_table(docids, vocab_size))
+    trie = build_trie(make_table(docids, vocab_size, tie_seed))
     if widest:
         return dataclasses.replace(trie, branching=(vocab_size,) * len(trie.branching))
     return trie
@@ -250,6 +251,39 @@ def test_free_search_finds_a_document_and_keeps_strangers():
     assert np.asarray(result.valid)[0].tolist()[:2] == [False, True]
     assert tuple(np.asarray(result.tokens)[0, 0].tolist()) == best
     assert np.isfinite(np.asarray(result.scores)).all()
+
+
+@pytest.mark.parametrize("constraint", [TrieConstraint, Free])
+@pytest.mark.parametrize("beam_size", BEAM_SIZES)
+@settings(max_examples=15, deadline=None)
+@given(docids=docid_lists(), data=st.data())
+def test_ties_are_expanded_in_their_order(constraint, beam_size, docids, data):
+    """The ranking of distinct docids, each replaced by its documents, cut after M results."""
+    rows = data.draw(st.lists(st.sampled_from(range(len(docids))), min_size=1, max_size=40))
+    shared = [docids[index] for index in rows]
+    params, seed = toy_params(len(rows)), data.draw(st.integers(0, 9))
+    trie = make_trie(shared, tie_seed=seed)
+    found = search(params, constraint(trie), beam_size=beam_size)
+    distinct = sorted(set(shared))
+    once = search(params, constraint(make_trie(distinct)), beam_size=beam_size)
+    shuffled = np.random.default_rng(seed).permutation(len(shared)).tolist()
+    for query in range(B):
+        expected = []
+        for slot, row in enumerate(np.asarray(once.rows)[query].tolist()):
+            score = float(once.scores[query, slot])
+            if row >= 0:
+                ties = [other for other in shuffled if shared[other] == distinct[row]]
+                expected += [(other, score) for other in ties]
+            elif score > -np.inf:
+                expected.append((-1, score))
+        expected = expected[:beam_size]
+        count = len(expected)
+        assert np.asarray(found.rows)[query, :count].tolist() == [row for row, _ in expected]
+        scores = np.asarray(found.scores)[query, :count]
+        np.testing.assert_allclose(scores, [score for _, score in expected], atol=1e-6)
+        for slot, (row, _) in enumerate(expected):
+            assert row == -1 or tuple(found.tokens[query, slot].tolist()) == shared[row]
+        assert_empty_slots(found, query, count)
 
 
 @pytest.mark.parametrize("constraint", [TrieConstraint, Free])

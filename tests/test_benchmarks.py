@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import gpu_check, timing
+from benchmarks import docid_kinds, docid_kmeans, gpu_check, timing
 from dsi_jax.decoding.beam import BeamResult
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,6 +115,52 @@ def test_pinning_names_cores_that_are_not_there():
             timing.pin("all")
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_docid_kinds_are_compared_seed_by_seed():
+    def line(docids, seed, utilisation, by_prefix):
+        measured = {"utilisation": utilisation, "recall_by_prefix": by_prefix}
+        return {"docids": docids, "seed": seed, "recall_by_codes": 0.5, **measured}
+
+    lines = [
+        line("rq", 0, 100.0, 0.2),
+        line("rq", 1, 110.0, 0.3),
+        line("irgen", 0, 120.0, 0.4),
+        line("irgen", 1, 120.0, 0.3),  # not above rq
+        line("pq", 0, 1.0, 0.0),
+    ]
+    found = {(v["docids"], v["measure"]): v for v in docid_kinds.compare(lines)}
+    assert [measure for _, measure in found] == list(docid_kinds.MEASURES)
+    assert {docids for docids, _ in found} == {"irgen"}  # no rqvae was measured
+    assert found["irgen", "utilisation"]["passed"]
+    recall = found["irgen", "recall_by_prefix"]
+    assert not recall["passed"]
+    assert (recall["values"], recall["of_rq"]) == ([0.4, 0.3], [0.2, 0.3])
+    assert not found["irgen", "recall_by_codes"]["passed"]
+
+
+def test_docid_kinds_are_measured():
+    points = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
+    keys = [str(row) for row in range(120)]
+    for name, builder in docid_kinds.kinds(levels=2, codes=8, epochs=1).items():
+        table = builder.build(keys, "corpus", points, 0)
+        measured = docid_kinds.measures(table, points, levels=2)
+        assert len(measured["perplexity"]) == 2, name
+        assert measured["utilisation"] == pytest.approx(np.mean(measured["perplexity"]))
+
+
+def test_kmeans_contenders_split_all_documents():
+    points = docid_kmeans.made_points(900, 8)
+    for leaves in (
+        docid_kmeans.our_leaves,
+        docid_kmeans.sklearn_leaves,
+        docid_kmeans.faiss_leaves,
+    ):
+        found = leaves(points)
+        assert sorted(np.concatenate(found).tolist()) == list(range(900))
+        assert max(map(len, found)) <= docid_kmeans.LEAF_SIZE
+    by_hand = sum(((points[rows] - points[rows].mean(0)) ** 2).sum() for rows in found) / 900
+    assert docid_kmeans.leaf_error(points, found) == pytest.approx(by_hand, rel=1e-5)
 
 
 def ranking(rows: list[int], scores: list[float]) -> BeamResult:

@@ -174,6 +174,7 @@ def make_corpus(**changes) -> corpora.Corpus:
         ({"keys": ["a", "a"]}, r"document 1 \(key 'a'\): the key is already that of document 0"),
         ({"texts": ["x", " "]}, r"document 1 \(key 'b'\): expected a title or a text"),
         ({"titles": [""]}, "2 keys, 1 titles and 2 texts"),
+        ({"classes": [0]}, "1 classes for 2 documents"),
         ({"queries": {"exam": corpora.QuerySet([], [], [], [])}}, "has a split 'exam'"),
         (
             {"queries": {"test": corpora.make_query_set({"q": "t"}, {"q": {2: 1.0}})}},

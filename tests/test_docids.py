@@ -16,11 +16,14 @@ from dsi_jax.columns import StringColumn, write_columns
 from dsi_jax.docids import table as table_module
 from dsi_jax.docids.atomic import Atomic
 from dsi_jax.docids.embeddings import EncoderMeanPool, TfidfSvd
+from dsi_jax.docids.learned import RQVAE, IRGen
 from dsi_jax.docids.naive import NaiveString
+from dsi_jax.docids.quantized import ProductQuantized, ResidualQuantized
 from dsi_jax.docids.random_control import Random
 from dsi_jax.docids.report import health, report
 from dsi_jax.docids.semantic import Semantic
 from dsi_jax.docids.table import DocidTable, packed, token_dtype
+from dsi_jax.docids.text import Title
 from dsi_jax.tokenizers import SentencePieceTokenizer, train_sentencepiece
 
 SEMANTIC = Semantic(embedder=None)
@@ -29,7 +32,7 @@ KINDS += [Atomic(id_space=500), NaiveString(id_space=500)]
 
 
 def build(kind, count, seed=0, *, embeddings=None):
-    if kind.needs_embeddings and embeddings is None:
+    if "embeddings" in kind.needs and embeddings is None:
         embeddings = np.random.default_rng(99).normal(size=(count, 4)).astype(np.float32)
     return kind.build([f"key {i}" for i in range(count)], "corpus", embeddings, seed)
 
@@ -253,7 +256,7 @@ def test_semantic_divides_equal_documents_at_random():
 
 def test_semantic_docids_are_bounded_in_length():
     # Each split of such a series peels off its largest values: k-means alone would go very deep.
-    embeddings = np.logspace(0, 30, 400)[:, None].astype(np.float64)
+    embeddings = np.logspace(0, 15, 400)[:, None].astype(np.float32)
     deep = build(Semantic(leaf_size=2, embedder=None), 400, embeddings=embeddings)
     flat = build(Semantic(leaf_size=2, embedder=None, max_levels=3), 400, embeddings=embeddings)
     flat.validate()
@@ -357,6 +360,18 @@ def test_construction_checks_the_form():
             parameters={},
             corpus_hash="",
         )
+
+
+def test_declared_ties_are_no_error_and_part_of_the_hash(tmp_path):
+    tokens = [[2, 3], [4, 2], [2, 3]]
+    unique, ties = make(tokens, 12, False), make(tokens, 12, False, tie_seed=0)
+    with pytest.raises(ValueError, match=r"rows 0 and 2 .* share the docid"):
+        unique.validate()
+    ties.validate()
+    others = {unique.hash, ties.hash, make(tokens, 12, False, tie_seed=1).hash}
+    assert len(others) == 3
+    unique.save(tmp_path / "unique")
+    assert "tie_seed" not in json.loads((tmp_path / "unique" / "metadata.json").read_text())
 
 
 def test_level_sizes_count_tokens_but_not_padding(monkeypatch):
@@ -725,6 +740,11 @@ def test_mean_pool_of_t5_equals_pytorch(tmp_path, feed_forward):
         ("naive", NaiveString()),
         ("semantic", Semantic()),
         ("random", Random()),
+        ("pq", ProductQuantized()),
+        ("rq", ResidualQuantized()),
+        ("rqvae", RQVAE()),
+        ("irgen", IRGen()),
+        ("title", Title()),
     ],
 )
 def test_gin_files_choose_the_kind(name, kind):

@@ -76,9 +76,9 @@ class Careless:
     """Builds docid tables with one thing wrong."""
 
     kind = "careless"
-    needs_embeddings = False
 
-    def __init__(self, **wrong):
+    def __init__(self, needs=frozenset(), **wrong):
+        self.needs = needs
         self._wrong = wrong
 
     def build(self, keys, corpus_hash, embeddings=None, seed=42):
@@ -96,6 +96,10 @@ class Careless:
         ({"kind": "other"}, "Careless built has kind 'other'; expected 'careless'"),
         ({"keys": KEYS[:-1]}, "Careless built has documents 11; expected 12"),
         ({"keys": KEYS[::-1]}, "Careless changed the order or the names of the keys"),
+        (
+            {"needs": {"pictures"}},
+            r"careless docids need \['pictures'\]; a corpus has",
+        ),
     ],
 )
 def test_builder_that_breaks_its_promises_is_named(tmp_path, wrong, message):

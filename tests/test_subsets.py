@@ -24,6 +24,7 @@ def make_corpus() -> corpora.Corpus:
         titles=[f"Title {i}" for i in range(40)],
         texts=[f"text {i}" for i in range(40)],
         queries={split: corpora.make_query_set(texts, pairs[split]) for split in corpora.SPLITS},
+        classes=[i % 7 for i in range(40)],
     )
 
 
@@ -53,6 +54,7 @@ def test_documents_keep_their_order_and_bring_their_queries():
     assert part.keys == [f"d{i}" for i in expected]
     assert part.texts == [f"text {i}" for i in expected]
     assert part.titles == [f"Title {i}" for i in expected]
+    assert part.classes == [i % 7 for i in expected]
     for split, queries in whole.queries.items():
         # The pairs (query, document key, grade) of the whole, restricted by brute force.
         pairs = {

@@ -78,6 +78,7 @@ class Corpus:
       titles: N titles, "" where there is none.
       texts: N texts, "" where there is only a title.
       queries: split -> queries; the splits are among "train", "dev", "test".
+      classes: N class numbers, for docid kinds that tell classes apart; None where there are none.
 
     Raises:
       ValueError: at construction, if there is no document, the columns differ in
@@ -90,6 +91,7 @@ class Corpus:
     titles: Sequence[str]
     texts: Sequence[str]
     queries: Mapping[str, QuerySet]
+    classes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if not self.keys:
@@ -98,6 +100,11 @@ class Corpus:
             raise ValueError(
                 f"corpus '{self.name}' has {len(self.keys)} keys, {len(self.titles)} titles and "
                 f"{len(self.texts)} texts; expected one of each a document"
+            )
+        if self.classes is not None and len(self.classes) != len(self.keys):
+            raise ValueError(
+                f"corpus '{self.name}' has {len(self.classes)} classes for {len(self.keys)} "
+                "documents; expected one of each"
             )
         seen: dict[str, int] = {}
         for row, (key, title, text) in enumerate(

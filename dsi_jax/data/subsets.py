@@ -61,6 +61,7 @@ def subset(corpus: Corpus, count: int) -> Corpus:
         titles=[corpus.titles[row] for row in rows],
         texts=[corpus.texts[row] for row in rows],
         queries={split: part for split, part in queries.items() if len(part)},
+        classes=None if corpus.classes is None else [corpus.classes[row] for row in rows],
     )
 
 

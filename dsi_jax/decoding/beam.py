@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dsi_jax.decoding import trie as trie_lib
 from dsi_jax.decoding.constraint import Candidates, Constraint
 from dsi_jax.docids.table import PAD_TOKEN
 
@@ -33,9 +34,10 @@ class DecodeFns(NamedTuple):
 class BeamResult(NamedTuple):
     """The best docids found for each query, best first.
 
-    Slots without a document come last with row -1, score -inf, valid False and pads for tokens.
-    Under `Free` a sequence that is no docid keeps its place, score and tokens; its row is -1 and
-    valid is False.
+    Documents that share a docid, where the table declares ties, follow each other with one score,
+    in the table's order. Slots without a document come last with row -1, score -inf, valid False
+    and pads for tokens. Under `Free` a sequence that is no docid keeps its place, score and tokens;
+    its row is -1 and valid is False.
 
     Attributes:
       rows: int32 [B, M], the document's row.
@@ -170,15 +172,35 @@ def _follow(tree: Any, parent_BxM: jax.Array) -> Any:
 
 
 def _result(constraint: Constraint, beams: _Beams, beam_size: int) -> BeamResult:
-    """Rows for the last level's beams, and empty slots up to ``beam_size``."""
-    rows = jnp.where(beams.live, constraint.rows(beams.state, beams.tokens), -1)
-    scores = jnp.where(beams.live, beams.scores, -jnp.inf)
-    tokens = jnp.where(beams.live[..., None], beams.tokens, PAD_TOKEN)
-    empty = ((0, 0), (0, beam_size - rows.shape[1]))
-    rows = jnp.pad(rows, empty, constant_values=-1)
+    """The documents of the last level's beams, and empty slots up to ``beam_size``."""
+    leaves = constraint.leaves(beams.state, beams.tokens)
+    start, count = trie_lib.run_of_leaf(constraint.trie, leaves)
+    known = leaves > 0
+    # A beam that is no docid keeps its place, as one result without a document.
+    count = jnp.where(beams.live, jnp.where(known, count, 1), 0)
+    source, offset, exists = _spread(count, beam_size)
+
+    def of_source(x: jax.Array) -> jax.Array:
+        return _follow(x, source)
+
+    rows = trie_lib.rows_at(constraint.trie, of_source(start) + offset)
+    rows = jnp.where(exists & of_source(known), rows, -1)
     return BeamResult(
         rows=rows,
-        scores=jnp.pad(scores, empty, constant_values=-jnp.inf),
+        scores=jnp.where(exists, of_source(beams.scores), -jnp.inf),
         valid=rows >= 0,
-        tokens=jnp.pad(tokens, (*empty, (0, 0)), constant_values=PAD_TOKEN),
+        tokens=jnp.where(exists[..., None], of_source(beams.tokens), PAD_TOKEN),
     )
+
+
+def _spread(count_BxM: jax.Array, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gives each beam as many consecutive slots as it has documents.
+
+    Returns:
+      For each of the slots [B, size]: its beam, its number within the beam, whether it is taken.
+    """
+    ends_BxM = jnp.cumsum(count_BxM, axis=1)
+    slot_S = jnp.arange(size, dtype=jnp.int32)
+    beam_BxS = jax.vmap(lambda ends_M: jnp.searchsorted(ends_M, slot_S, side="right"))(ends_BxM)
+    offset_BxS = slot_S - _follow(ends_BxM - count_BxM, beam_BxS)
+    return beam_BxS, offset_BxS, slot_S < ends_BxM[:, -1:]

@@ -45,6 +45,10 @@ class Constraint(Protocol):
     def vocab_size(self) -> int:
         """V, which the decoder's logits must have at least."""
 
+    @property
+    def trie(self) -> trie_lib.Trie:
+        """The documents."""
+
     def start(self, batch_size: int) -> Any:
         """The state of one empty beam a query."""
 
@@ -57,8 +61,8 @@ class Constraint(Protocol):
     def advance(self, level: int, state: Any, choice_BxM: jax.Array) -> tuple[jax.Array, Any]:
         """The token, int32 [B, M], and the next state of beams that took candidate ``choice``."""
 
-    def rows(self, state: Any, tokens_BxMxL: jax.Array) -> jax.Array:
-        """The document's row for each complete beam, int32 [B, M]; -1 where there is none."""
+    def leaves(self, state: Any, tokens_BxMxL: jax.Array) -> jax.Array:
+        """The trie's leaf of each complete beam, int32 [B, M]; 0 where there is none."""
 
 
 @flax.struct.dataclass
@@ -96,9 +100,9 @@ class TrieConstraint:
         edge_BxM = trie_lib.edges_below(self.trie, state)[0] + choice_BxM
         return trie_lib.tokens_of(self.trie, edge_BxM), edge_BxM + 1
 
-    def rows(self, state: jax.Array, tokens_BxMxL: jax.Array) -> jax.Array:
-        del tokens_BxMxL  # the node knows
-        return trie_lib.rows_of_leaves(self.trie, state)
+    def leaves(self, state: jax.Array, tokens_BxMxL: jax.Array) -> jax.Array:
+        del tokens_BxMxL  # the node is the leaf
+        return state
 
 
 @flax.struct.dataclass
@@ -139,6 +143,6 @@ class Free:
         del level
         return choice_BxM, state | (choice_BxM == END_TOKEN)
 
-    def rows(self, state: jax.Array, tokens_BxMxL: jax.Array) -> jax.Array:
+    def leaves(self, state: jax.Array, tokens_BxMxL: jax.Array) -> jax.Array:
         del state
         return trie_lib.lookup(self.trie, tokens_BxMxL)

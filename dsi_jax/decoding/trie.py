@@ -3,7 +3,8 @@
 Nodes and edges are numbered level by level from the lexicographically sorted table, so that an
 edge *is* the node below it: ``child node = edge + 1``, the root is node 0, and the last level's
 nodes stand in the order of the sorted docids. Two arrays describe the tree (``tokens`` and
-``indptr``, about six bytes a node) and one leads from its leaves to documents.
+``indptr``, about six bytes a node) and one leads from its leaves to documents: a leaf is one
+document, or a run of them where the table declares ties.
 """
 
 from collections.abc import Sequence
@@ -33,8 +34,10 @@ class Trie:
       tokens: unsigned [E], the token on each edge, ascending among siblings; padded with 0.
       indptr: int32 [nodes above the last level + 1]; the edges below node n are
         ``indptr[n]:indptr[n + 1]``. Padded with the number of edges.
-      rows: int32 [N], the document's row for each leaf in sorted order; padded with -1.
+      rows: int32 [N], the documents' rows in the order of the leaves; padded with -1.
       first_leaf: int32 [], the node of the first leaf: leaf ``n`` is ``rows[n - first_leaf]``.
+      runs: None where each leaf is one document. Else int32 [leaves + 1]: leaf ``n`` is the run
+        ``rows[runs[i]:runs[i + 1]]`` with ``i = n - first_leaf``. Padded with N.
       branching: for each level, a number of children that no node of it exceeds.
       vocab_size: V.
     """
@@ -43,6 +46,7 @@ class Trie:
     indptr: np.ndarray | jax.Array
     rows: np.ndarray | jax.Array
     first_leaf: np.ndarray | jax.Array
+    runs: np.ndarray | jax.Array | None
     branching: tuple[int, ...] = flax.struct.field(pytree_node=False)
     vocab_size: int = flax.struct.field(pytree_node=False)
 
@@ -56,14 +60,14 @@ def build_trie(table: DocidTable) -> Trie:
     """Builds the trie of a table, on the host.
 
     Args:
-      table: a docid table; only ``tokens`` [N, L] and ``vocab_size`` are read.
+      table: a docid table; its keys are not read.
 
     Returns:
       A `Trie` of NumPy arrays in the smallest types that hold them.
 
     Raises:
-      ValueError: if a token is not below ``vocab_size``, two documents share a docid, or the tree
-        has more edges than int32 counts.
+      ValueError: if a token is not below ``vocab_size``, two documents share a docid and ties are
+        not declared, or the tree has more edges than int32 counts.
     """
     tokens_NxL = table.tokens
     num_documents, length = tokens_NxL.shape
@@ -73,7 +77,8 @@ def build_trie(table: DocidTable) -> Trie:
             f"docid table holds token {largest}; expected tokens below its vocab_size "
             f"{table.vocab_size}"
         )
-    order_N = lexicographic_order(tokens_NxL, table.vocab_size)
+    ties = table.tie_seed is not None
+    order_N = table.order if ties else lexicographic_order(tokens_NxL, table.vocab_size)
 
     # opens_N: whether a sorted docid differs from the one before it in the levels seen so far,
     # that is, whether it is the first document below a new edge.
@@ -91,7 +96,7 @@ def build_trie(table: DocidTable) -> Trie:
         branching.append(int(np.diff(first_edge, append=len(edges)).max()))
         num_edges += len(edges)
         parents = edges
-    if len(parents) != num_documents:
+    if len(parents) != num_documents and not ties:
         _raise_duplicate(table, order_N, opens_N)
     if num_edges >= np.iinfo(np.int32).max:
         raise ValueError(f"docid trie has {num_edges} edges; expected fewer than 2**31 - 1")
@@ -100,21 +105,22 @@ def build_trie(table: DocidTable) -> Trie:
         tokens=_padded(tokens, tokens_NxL.dtype, 0),
         indptr=_padded([*indptr, [num_edges]], np.int32, num_edges),
         rows=_padded([order_N], np.int32, -1),
-        first_leaf=np.asarray(num_edges - num_documents + 1, np.int32),
+        first_leaf=np.asarray(num_edges - len(parents) + 1, np.int32),
+        runs=_padded([parents, [num_documents]], np.int32, num_documents) if ties else None,
         branching=tuple(min(_branching_bucket(k), table.vocab_size) for k in branching),
         vocab_size=table.vocab_size,
     )
 
 
 def lookup(trie: Trie, tokens: jax.Array) -> jax.Array:
-    """Walks the trie, on the device, from docids to rows.
+    """Walks the trie, on the device, from docids to leaves.
 
     Args:
       trie: the docids of the corpus.
       tokens: int [..., L] token sequences.
 
     Returns:
-      int32 [...]: the row of the document with that docid, -1 where there is none.
+      int32 [...]: the last-level node of that docid, 0 (the root) where there is none.
     """
     node = jnp.zeros(tokens.shape[:-1], jnp.int32)
     found = jnp.ones(tokens.shape[:-1], bool)
@@ -129,7 +135,7 @@ def lookup(trie: Trie, tokens: jax.Array) -> jax.Array:
             high = jnp.where(smaller, high, middle)
         found &= (low < end) & (tokens_of(trie, low) == token)
         node = jnp.where(found, low + 1, 0)
-    return jnp.where(found, rows_of_leaves(trie, node), -1)
+    return node
 
 
 def edges_below(trie: Trie, node: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -144,9 +150,21 @@ def tokens_of(trie: Trie, edge: jax.Array) -> jax.Array:
     return jnp.take(trie.tokens, edge, mode="clip").astype(jnp.int32)
 
 
-def rows_of_leaves(trie: Trie, node: jax.Array) -> jax.Array:
-    """The document's row at each last-level node, int32; meaningless at other nodes."""
-    return jnp.take(trie.rows, node - trie.first_leaf, mode="clip")
+def run_of_leaf(trie: Trie, node: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where in ``rows`` the documents of each last-level node begin and how many they are; int32.
+
+    Meaningless at other nodes.
+    """
+    leaf = node - trie.first_leaf
+    if trie.runs is None:
+        return leaf, jnp.ones_like(leaf)
+    start = jnp.take(trie.runs, leaf, mode="clip")
+    return start, jnp.take(trie.runs, leaf + 1, mode="clip") - start
+
+
+def rows_at(trie: Trie, position: jax.Array) -> jax.Array:
+    """The row at each position of ``rows``, int32; that of some document beyond them."""
+    return jnp.take(trie.rows, position, mode="clip")
 
 
 def bucket(size: int) -> int:

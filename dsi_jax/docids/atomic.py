@@ -22,7 +22,7 @@ class Atomic:
     id_space: int | None = None
 
     kind: ClassVar[str] = "atomic"
-    needs_embeddings: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def build(
         self,

@@ -13,6 +13,7 @@ import numpy as np
 
 from dsi_jax.tokenizers import PAD_ID, SentencePieceTokenizer
 
+_CHECK_ROWS = 1 << 16
 _SHORTEST = 16  # batches are padded to 16, 32, 64, ... tokens: few programs, little padding
 _BERT_LIKE = (
     "albert", "bert", "big_bird", "distilbert", "electra", "roberta", "roberta-prelayernorm",
@@ -28,6 +29,31 @@ class Embedder(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """The embedder and its parameters as plain JSON, kept in the docid table."""
+
+
+def check_embeddings(kind: str, embeddings: np.ndarray | None, count: int) -> None:
+    """Refuses what cannot be clustered.
+
+    Args:
+      kind: the docid kind that needs them.
+      embeddings: hopefully a finite vector for each document.
+      count: the number of documents.
+
+    Raises:
+      ValueError: naming the kind, or the first bad row.
+    """
+    if embeddings is None:
+        raise ValueError(f"{kind} docids need embeddings of the documents, found None")
+    if embeddings.ndim != 2 or len(embeddings) != count or embeddings.shape[1] == 0:
+        raise ValueError(
+            f"embeddings have the shape {embeddings.shape}, expected one vector for each of the "
+            f"{count} documents"
+        )
+    for start in range(0, count, _CHECK_ROWS):
+        finite = np.isfinite(embeddings[start : start + _CHECK_ROWS]).all(axis=1)
+        if not finite.all():
+            row = start + int(finite.argmin())
+            raise ValueError(f"the embedding of row {row} holds a value that is not finite")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ class NaiveString:
     zero_pad: bool = False
 
     kind: ClassVar[str] = "naive"
-    needs_embeddings: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def build(
         self,

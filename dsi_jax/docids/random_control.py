@@ -26,7 +26,7 @@ class Random:
     clusters: int = 10
 
     kind: ClassVar[str] = "random"
-    needs_embeddings: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self):
         if self.clusters < 2 or (self.length is not None and self.length < 1):

@@ -1,9 +1,11 @@
 """The health of a docid table, before any training."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
+from dsi_jax.docids.oracle import OracleRecall
 from dsi_jax.docids.table import END_TOKEN, PAD_TOKEN, DocidTable
 
 
@@ -15,6 +17,7 @@ class LevelHealth:
       documents: docids that reach the level, their end token included.
       tokens: distinct tokens used.
       entropy: of the level's token over those documents, in bits.
+      perplexity: 2 ** entropy: as many tokens, used alike, would say as much.
       nodes: distinct prefixes that end here, which is the trie's nodes of this level.
       branching: nodes for each node of the level before that has a child; 1 means that the level
         decides nothing.
@@ -25,6 +28,10 @@ class LevelHealth:
     entropy: float
     nodes: int
     branching: float
+
+    @property
+    def perplexity(self) -> float:
+        return 2**self.entropy
 
 
 def health(table: DocidTable) -> tuple[LevelHealth, ...]:
@@ -53,27 +60,54 @@ def health(table: DocidTable) -> tuple[LevelHealth, ...]:
     return tuple(levels)
 
 
-def report(table: DocidTable) -> str:
-    """The health of a table as text: its size, its lengths, and a line a level."""
-    if table.variable_length:
-        ends_N = (table.tokens == END_TOKEN).argmax(axis=1)
-        counts = np.bincount(ends_N)
-        lengths = ", ".join(f"{length}: {n:,}" for length, n in enumerate(counts) if n)
-    else:
-        lengths = f"{table.length}: {table.num_documents:,}"
+def report(table: DocidTable, oracle: OracleRecall | None = None) -> str:
+    """The health of a table as text: its size, lengths and collisions, and a line a level.
+
+    Args:
+      table: the docids.
+      oracle: their oracle recall, where there are embeddings to measure it with.
+    """
+    lengths = ", ".join(f"{length}: {n:,}" for length, n in enumerate(code_lengths(table)) if n)
     lines = [
         f"{table.kind} docids {table.hash[:12]}: {table.num_documents:,} documents, "
         f"length {table.length}, vocabulary {table.vocab_size:,}",
-        f"parameters: {table.parameters}",
+        f"parameters: {_abridged(table.parameters)}",
         f"documents by number of codes: {lengths}",
-        "level  documents      tokens  entropy (bits)       nodes  branching",
     ]
-    for number, level in enumerate(health(table), start=1):
+    if "collided" in table.parameters:
+        rule = table.parameters.get("collisions", "suffix")
         lines.append(
+            f"collisions: {table.parameters['collided']:,} documents had the codes of another; "
+            f"rule: {rule}"
+        )
+    header = "level  documents      tokens  entropy (bits)  perplexity       nodes  branching"
+    lines.append(header if oracle is None else f"{header}  recall")
+    for number, level in enumerate(health(table), start=1):
+        line = (
             f"{number:5}  {level.documents:9,}  {level.tokens:10,}  {level.entropy:14.2f}  "
-            f"{level.nodes:10,}  {level.branching:9.2f}"
+            f"{level.perplexity:10,.1f}  {level.nodes:10,}  {level.branching:9.2f}"
+        )
+        lines.append(line if oracle is None else f"{line}  {oracle.by_depth[number - 1]:6.3f}")
+    if oracle is not None:
+        lines.append(
+            f"oracle recall@{oracle.k} of {oracle.documents:,} documents: {oracle.by_prefix:.3f} "
+            f"by prefix, {oracle.by_codes:.3f} by codes; chance {oracle.chance:.4f}"
         )
     return "\n".join(lines)
+
+
+def code_lengths(table: DocidTable) -> np.ndarray:
+    """How many documents have 0, 1, ... codes, the end token not counted."""
+    if not table.variable_length:
+        return np.bincount([table.length], [table.num_documents]).astype(int)
+    return np.bincount((np.asarray(table.tokens) == END_TOKEN).argmax(axis=1))
+
+
+def _abridged(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: f"{len(value):,} values" if isinstance(value, list) else value
+        for name, value in parameters.items()
+    }
 
 
 def _count_groups(starts_N: np.ndarray, member_N: np.ndarray) -> int:

@@ -1,17 +1,17 @@
 """Semantic docids: similar documents share a prefix, by recursive k-means."""
 
 import dataclasses
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from dsi_jax.docids.embeddings import Embedder, TfidfSvd
+from dsi_jax.docids.embeddings import Embedder, TfidfSvd, check_embeddings
 from dsi_jax.docids.image_embeddings import ImageEmbedder
+from dsi_jax.docids.kmeans import kmeans
 from dsi_jax.docids.table import DocidTable
 
-_CHECK_ROWS = 1 << 16
+_ITERATIONS = 50  # at most; faiss stops earlier once they hardly change the clusters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Semantic:
     max_levels: int = 12
 
     kind: ClassVar[str] = "semantic"
-    needs_embeddings: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"embeddings"})
 
     def __post_init__(self):
         if self.clusters < 2 or min(self.leaf_size, self.n_init) < 1 or self.max_levels < 0:
@@ -66,7 +66,7 @@ class Semantic:
         Raises:
           ValueError: if the embeddings are missing, not finite, or not one vector a document.
         """
-        _check_embeddings(embeddings, len(keys))
+        check_embeddings(self.kind, embeddings, len(keys))
         digits, lengths = self._digits(embeddings, seed)
         embedder = None if self.embedder is None else self.embedder.describe()
         return DocidTable.from_codes(
@@ -81,61 +81,65 @@ class Semantic:
                 "n_init": self.n_init,
                 "max_levels": self.max_levels,
                 "embedder": embedder,
+                "engine": "faiss",
                 "seed": seed,
             },
             corpus_hash=corpus_hash,
         )
 
+    def leaves(
+        self, embeddings_NxD: np.ndarray, rng: np.random.Generator
+    ) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
+        """Splits the documents; yields the rows of each leaf and the clusters that it lies in."""
+        pending: list[tuple[np.ndarray, tuple[int, ...]]] = [(np.arange(len(embeddings_NxD)), ())]
+        while pending:
+            rows, path = pending.pop()
+            labels = self._split(embeddings_NxD[rows], len(path), rng)
+            if labels is None:
+                yield rows, path
+                continue
+            order = np.argsort(labels, kind="stable")
+            found, starts = np.unique(labels[order], return_index=True)
+            children = np.split(rows[order], starts[1:])
+            pending += [
+                (child, (*path, label))
+                for child, label in zip(children, found.tolist(), strict=True)
+            ]
+
     def _digits(self, embeddings_NxD: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Digits [N, L] and the number of them [N]."""
-        from threadpoolctl import threadpool_limits
-
         rng = np.random.default_rng(seed)
         count = len(embeddings_NxD)
         lengths_N = np.zeros(count, np.int32)
         levels: list[np.ndarray] = []  # the digits of all documents, level by level
-
-        def write(rows: np.ndarray, level: int, digits: np.ndarray) -> None:
-            if level == len(levels):
-                levels.append(np.zeros(count, np.min_scalar_type(self.clusters - 1)))
-            levels[level][rows] = digits
-
-        pending = [(np.arange(count), 0)]
-        with threadpool_limits(limits=1):  # sums in a fixed order: the same table every time
-            while pending:
-                rows, level = pending.pop()
-                labels = self._split(embeddings_NxD[rows], level, rng)
-                if labels is not None:
-                    write(rows, level, labels)
-                    children = (rows[labels == label] for label in np.unique(labels))
-                    pending.extend((child, level + 1) for child in children)
-                    continue
-                numbers = rng.permutation(len(rows))
-                width = _num_digits(len(rows) - 1, self.clusters)
-                for place in range(width):
-                    digit = numbers // self.clusters ** (width - 1 - place) % self.clusters
-                    write(rows, level + place, digit)
-                lengths_N[rows] = level + width
+        for rows, path in self.leaves(embeddings_NxD, rng):
+            numbers = rng.permutation(len(rows))
+            width = _num_digits(len(rows) - 1, self.clusters)
+            places = self.clusters ** np.arange(width - 1, -1, -1)
+            digits = [*path, *(numbers // place % self.clusters for place in places)]
+            levels += [
+                np.zeros(count, np.min_scalar_type(self.clusters - 1))
+                for _ in range(len(digits) - len(levels))
+            ]
+            for level, digit in zip(levels, digits, strict=False):
+                level[rows] = digit
+            lengths_N[rows] = len(digits)
         return np.stack(levels, axis=1), lengths_N
 
     def _split(
         self, embeddings_NxD: np.ndarray, level: int, rng: np.random.Generator
     ) -> np.ndarray | None:
         """The clusters of a node's documents [N], or None if they stay together."""
-        from sklearn.cluster import KMeans
-        from sklearn.exceptions import ConvergenceWarning
-
         if len(embeddings_NxD) <= self.leaf_size or level == self.max_levels:
             return None
-        kmeans = KMeans(
-            n_clusters=min(self.clusters, len(embeddings_NxD)),
-            n_init=self.n_init,
-            random_state=int(rng.integers(1 << 31)),
-        )
-        with warnings.catch_warnings():
-            # Fewer distinct vectors than clusters: a split into fewer is as good, into one is none.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            labels = kmeans.fit_predict(embeddings_NxD)
+        labels = kmeans(
+            embeddings_NxD,
+            self.clusters,
+            seed=int(rng.integers(1 << 31)),
+            iterations=_ITERATIONS,
+            restarts=self.n_init,
+        ).labels
+        # Fewer distinct vectors than clusters: a split into fewer is as good, into one is none.
         return None if (labels == labels[0]).all() else labels
 
 
@@ -145,18 +149,3 @@ def _num_digits(number: int, base: int) -> int:
         number //= base
         digits += 1
     return digits
-
-
-def _check_embeddings(embeddings: np.ndarray | None, count: int) -> None:
-    if embeddings is None:
-        raise ValueError("semantic docids need embeddings of the documents, found None")
-    if embeddings.ndim != 2 or len(embeddings) != count or embeddings.shape[1] == 0:
-        raise ValueError(
-            f"embeddings have the shape {embeddings.shape}, expected one vector for each of the "
-            f"{count} documents"
-        )
-    for start in range(0, count, _CHECK_ROWS):
-        finite = np.isfinite(embeddings[start : start + _CHECK_ROWS]).all(axis=1)
-        if not finite.all():
-            row = start + int(finite.argmin())
-            raise ValueError(f"the embedding of row {row} holds a value that is not finite")

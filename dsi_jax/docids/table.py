@@ -33,11 +33,12 @@ class DocidBuilder(Protocol):
 
     Attributes:
       kind: the kind's name, stored in the table.
-      needs_embeddings: whether `build` reads `embeddings`.
+      needs: what `build` is to be given besides: "embeddings", and, as keyword arguments of these
+        names, "titles" and "texts" (N strings each), "tokenizer" and "classes" (N integers).
     """
 
     kind: ClassVar[str]
-    needs_embeddings: ClassVar[bool]
+    needs: ClassVar[frozenset[str]]
 
     def build(
         self,
@@ -45,6 +46,7 @@ class DocidBuilder(Protocol):
         corpus_hash: str,
         embeddings: np.ndarray | None = None,
         seed: int = 42,
+        **needed: Any,
     ) -> "DocidTable":
         """Builds the table of a corpus.
 
@@ -53,6 +55,7 @@ class DocidBuilder(Protocol):
           corpus_hash: the corpus's content hash, carried by the table.
           embeddings: float32 [N, D], for kinds that need them.
           seed: of every random choice; equal arguments give equal tables.
+          needed: what else the kind needs, by name.
         """
 
 
@@ -69,6 +72,8 @@ class DocidTable:
       corpus_hash: the content hash of the corpus whose rows these are.
       variable_length: True: every docid ends with token 1, then padding. False: all docids have L
         codes and no end token.
+      tie_seed: None: docids are unique. Else documents may share a docid, and those that do rank
+        in a random order of this seed wherever the docid is found.
 
     Example:
       >>> import numpy as np
@@ -89,6 +94,7 @@ class DocidTable:
     parameters: dict[str, Any]
     corpus_hash: str
     variable_length: bool
+    tie_seed: int | None = None
 
     def __post_init__(self):
         if self.tokens.ndim != 2 or 0 in self.tokens.shape:
@@ -119,6 +125,7 @@ class DocidTable:
         kind: str,
         parameters: dict[str, Any],
         corpus_hash: str,
+        tie_seed: int | None = None,
     ) -> "DocidTable":
         """Makes a table from codes 0..num_codes-1, adding the end token where lengths differ.
 
@@ -130,6 +137,7 @@ class DocidTable:
           kind: the docid kind.
           parameters: what the kind was built with.
           corpus_hash: the corpus's content hash.
+          tie_seed: see the class.
 
         Raises:
           ValueError: if a code is outside the alphabet.
@@ -154,6 +162,7 @@ class DocidTable:
             parameters=parameters,
             corpus_hash=corpus_hash,
             variable_length=bool(variable),
+            tie_seed=tie_seed,
         )
 
     @property
@@ -182,8 +191,12 @@ class DocidTable:
 
     @functools.cached_property
     def order(self) -> np.ndarray:
-        """Rows in lexicographic order of their docids; int32 [N]."""
-        return np.argsort(packed(self.tokens), kind="stable").astype(np.int32)
+        """Rows in lexicographic order of their docids, ties in their random order; int32 [N]."""
+        if self.tie_seed is None:
+            return np.argsort(packed(self.tokens), kind="stable").astype(np.int32)
+        shuffled = np.random.default_rng(self.tie_seed).permutation(self.num_documents)
+        by_docid = np.argsort(packed(self.tokens)[shuffled], kind="stable")
+        return shuffled[by_docid].astype(np.int32)
 
     def docids(self, rows: np.ndarray | Sequence[int] | int) -> np.ndarray:
         """The docids of rows.
@@ -215,7 +228,8 @@ class DocidTable:
           tokens: integers [..., L].
 
         Returns:
-          int32 [...]; -1 where no document has the docid.
+          int32 [...]; of documents that share a docid, the one that ranks first; -1 where no
+          document has the docid.
 
         Raises:
           ValueError: if the last dimension is not L.
@@ -237,8 +251,9 @@ class DocidTable:
         """Reads the whole table and checks every docid.
 
         Raises:
-          ValueError: if two documents share a docid, a token is outside the vocabulary, or a docid
-            is not codes (then the end token and padding, where lengths vary).
+          ValueError: if two documents share a docid and ties are not declared, a token is outside
+            the vocabulary, or a docid is not codes (then the end token and padding, where lengths
+            vary).
         """
         for chunk_index, chunk in enumerate(self._chunks()):
             if self.variable_length:
@@ -257,6 +272,8 @@ class DocidTable:
                     f"the docid of row {row} (key {self.keys[row]!r}) is "
                     f"{self.tokens[row].tolist()}, expected {form}, below {self.vocab_size}"
                 )
+        if self.tie_seed is not None:
+            return
         equal = self._sorted_docids[1:] == self._sorted_docids[:-1]
         if equal.any():
             first, second = (int(row) for row in self.order[equal.argmax() :][:2])
@@ -336,6 +353,7 @@ class DocidTable:
             parameters=metadata["parameters"],
             corpus_hash=metadata["corpus_hash"],
             variable_length=metadata["variable_length"],
+            tie_seed=metadata.get("tie_seed"),
         )
         # These two would read all of the table: they come from the metadata instead.
         vars(table).update(hash=metadata["hash"], level_sizes=tuple(metadata["level_sizes"]))
@@ -361,7 +379,9 @@ class DocidTable:
 
     def _identity(self) -> dict[str, Any]:
         """All of the table but its arrays, as plain JSON."""
-        return {
+        # Tables without ties do not speak of them: they keep the hash they always had.
+        ties = {} if self.tie_seed is None else {"tie_seed": self.tie_seed}
+        return ties | {
             "format": "dsi_jax docid table",
             "format_version": _FORMAT_VERSION,
             "kind": self.kind,

@@ -9,6 +9,7 @@ import dataclasses
 
 import numpy as np
 
+from dsi_jax.docids import text
 from dsi_jax.docids.table import FIRST_CODE, PAD_TOKEN, DocidTable, token_dtype
 from dsi_jax.tokenizers import Tokenizer
 
@@ -34,8 +35,9 @@ def spell(table: DocidTable, tokenizer: Tokenizer, vocab_size: int | None = None
     """The same docids in text tokens.
 
     Atomic docids become the tokens from `vocab_size` on, so that the model's vocabulary grows by
-    N (the paper's `[W_tokens; W_docs]`). Any other docid is written as its codes, side by side
-    where each is one digit and else with blanks between them, and tokenised like any text.
+    N (the paper's `[W_tokens; W_docs]`). Title docids become the tokens that they stand for. Any
+    other docid is written as its codes, side by side where each is one digit and else with blanks
+    between them, and tokenised like any text.
 
     Args:
       table: docids in a vocabulary of their own.
@@ -59,6 +61,8 @@ def spell(table: DocidTable, tokenizer: Tokenizer, vocab_size: int | None = None
     if table.kind == _ATOMIC:
         tokens = table.tokens.astype(np.int64) - FIRST_CODE + vocab_size
         vocab_size += table.vocab_size - FIRST_CODE
+    elif table.kind == text.Title.kind:
+        tokens = text.text_tokens(table, tokenizer)[table.tokens]
     else:
         tokens = _tokenised(table, tokenizer)
     spelled = dataclasses.replace(

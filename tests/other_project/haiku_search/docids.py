@@ -14,7 +14,7 @@ class SeasonAndNumber:
     """Builds docids of two codes."""
 
     kind = "season"
-    needs_embeddings = False
+    needs = frozenset()
 
     def build(self, keys, corpus_hash, embeddings=None, seed=42):
         """See `dsi_jax.docids.table.DocidBuilder`."""

@@ -1,0 +1,151 @@
+"""The tree of semantic docids against scikit-learn, plain faiss and NCI's recipe.
+
+    python -m benchmarks.docid_kmeans --cores 0 --documents 10000 100000
+
+All split each node into 10 until it holds 100 documents. Before anything is timed, the contenders'
+leaf errors (mean squared distance of a document to the mean of its leaf) must be close to
+scikit-learn's, or the program stops: a faster tree of worse leaves is no gain.
+"""
+
+import argparse
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks import timing
+from dsi_jax.docids.semantic import Semantic
+
+CLUSTERS, LEAF_SIZE = 10, 100
+LARGEST_EXCESS = 0.05  # of a leaf error over scikit-learn's
+NCI_RESTARTS = 100
+
+Split = Callable[[np.ndarray, int], np.ndarray]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a line for each number of documents."""
+    options = _parser().parse_args(argv)
+    cores = timing.pin(options.cores)
+    for count in options.documents:
+        timing.emit(
+            kind="measurement",
+            name="docid_kmeans",
+            documents=count,
+            dimensions=options.dimensions,
+            cores=cores,
+            **measure(made_points(count, options.dimensions), options),
+        )
+    return 0
+
+
+def measure(points: np.ndarray, options: argparse.Namespace) -> dict[str, Any]:
+    """Leaf errors and timings of all contenders on these points.
+
+    Raises:
+      SystemExit: if a contender's leaves are worse than scikit-learn's.
+    """
+    contenders = {"ours": our_leaves, "sklearn": sklearn_leaves, "faiss": faiss_leaves}
+    if len(points) <= options.nci_up_to:
+        contenders["nci"] = nci_leaves
+    errors = {name: leaf_error(points, leaves(points)) for name, leaves in contenders.items()}
+    for name, error in errors.items():
+        if error > (1 + LARGEST_EXCESS) * errors["sklearn"]:
+            raise SystemExit(f"the leaves of {name} are worse than scikit-learn's: {errors}")
+    calls = {name: functools.partial(leaves, points) for name, leaves in contenders.items()}
+    # A hundred times slower: three rounds by itself.
+    slow = {name: calls.pop(name) for name in ("nci",) if name in calls}
+    timings = timing.measure(calls, rounds=options.rounds, warmup=0)  # warm from the errors
+    if slow:
+        timings |= timing.measure(slow, rounds=timing.FEWEST_ROUNDS, warmup=0)
+    return {"leaf_error": errors} | timing.line(timings, lambda: _ratios(timings))
+
+
+def made_points(count: int, dimension: int) -> np.ndarray:
+    """Points around random centres, one centre for 50 points; float32 [N, D]."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(max(1, count // 50), dimension)).astype(np.float32)
+    noise = rng.normal(size=(count, dimension)).astype(np.float32)
+    return centres[rng.integers(len(centres), size=count)] + 0.7 * noise
+
+
+def our_leaves(points: np.ndarray) -> list[np.ndarray]:
+    """As the kind semantic splits them."""
+    kind = Semantic(CLUSTERS, LEAF_SIZE, embedder=None)
+    return [rows for rows, _ in kind.leaves(points, np.random.default_rng(0))]
+
+
+def sklearn_leaves(points: np.ndarray) -> list[np.ndarray]:
+    """By scikit-learn's k-means with its defaults."""
+    return _tree(points, lambda part, seed: _sklearn(part, seed, n_init=1))
+
+
+def nci_leaves(points: np.ndarray) -> list[np.ndarray]:
+    """As NCI builds its identifiers (Wang et al. 2022): float64 and a hundred restarts a node."""
+    points = points.astype(np.float64)
+    return _tree(points, lambda part, seed: _sklearn(part, seed, n_init=NCI_RESTARTS))
+
+
+def faiss_leaves(points: np.ndarray) -> list[np.ndarray]:
+    """By `faiss.Kmeans` with its defaults, on all points of a node."""
+    import faiss
+
+    def split(part: np.ndarray, seed: int) -> np.ndarray:
+        kmeans = faiss.Kmeans(
+            part.shape[1],
+            CLUSTERS,
+            seed=seed + 1,
+            max_points_per_centroid=len(part),
+            min_points_per_centroid=1,
+        )
+        kmeans.train(part)
+        return kmeans.assign(part)[1]
+
+    return _tree(points, split)
+
+
+def leaf_error(points: np.ndarray, leaves: Sequence[np.ndarray]) -> float:
+    """Mean squared distance of a point to the mean of its leaf."""
+    total = sum(float(((points[rows] - points[rows].mean(0)) ** 2).sum()) for rows in leaves)
+    return total / len(points)
+
+
+def _tree(points: np.ndarray, split: Split) -> list[np.ndarray]:
+    """Rows of each leaf, splitting nodes by `split(points, seed) -> labels`."""
+    leaves, pending, seed = [], [np.arange(len(points))], 0
+    while pending:
+        rows = pending.pop()
+        if len(rows) <= LEAF_SIZE:
+            leaves.append(rows)
+            continue
+        labels = split(points[rows], seed)
+        seed += 1
+        pending += [rows[labels == label] for label in np.unique(labels)]
+    return leaves
+
+
+def _sklearn(part: np.ndarray, seed: int, *, n_init: int) -> np.ndarray:
+    from sklearn.cluster import KMeans
+
+    return KMeans(CLUSTERS, n_init=n_init, random_state=seed).fit_predict(part)
+
+
+def _ratios(timings: dict[str, timing.Timing]) -> dict[str, float]:
+    ours = timings["ours"].p50
+    return {f"{name}_over_ours": t.p50 / ours for name, t in timings.items() if name != "ours"}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--documents", nargs="+", type=int, default=[10_000, 100_000])
+    add("--dimensions", type=int, default=256)
+    add("--rounds", type=int, default=7)
+    add("--nci_up_to", type=int, default=10_000, help="NCI's recipe is run for so many documents")
+    add("--cores", metavar="0-3,8", help="binds the process")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,222 @@
+"""From codes, in which documents may collide, to docids of their own.
+
+The kinds that quantize embeddings (pq, rq, rqvae, irgen) end here. A document's code at level l
+stands for the vector ``books[l, code]``, and its codes together for the sum of their vectors.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from dsi_jax.docids.embeddings import Embedder, TfidfSvd, check_embeddings
+from dsi_jax.docids.kmeans import ENGINES, default_engine
+from dsi_jax.docids.table import DocidTable, packed
+
+VOCABULARIES = ("per_level", "shared")
+COLLISIONS = ("extra_level", "nearest", "ties")
+
+
+class Quantized(NamedTuple):
+    """Vectors and the codes that a quantizer gives them.
+
+    Attributes:
+      codes: integers [N, L] below K.
+      books: float32 [L, K, D], the vector of each code.
+      points: float32 [N, D], what was quantized.
+      about: what else the table's parameters shall tell of the quantizer; plain JSON.
+    """
+
+    codes: np.ndarray
+    books: np.ndarray
+    points: np.ndarray
+    about: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True)
+class CodedKind(abc.ABC):
+    """A docid kind that quantizes embeddings; a kind defines `kind` and `quantize`.
+
+    Attributes:
+      levels: L, the codes of a document.
+      codes: K, the codes of a level.
+      vocabulary: "per_level", each level has K tokens of its own (code c of level l is the token
+        2 + l K + c), or "shared", all levels use the same K tokens.
+      collisions: the rule for documents whose L codes are equal. "extra_level": one more level, on
+        which they are numbered in a seeded random order and all others are 0; written in base K
+        with as many digits as the largest number needs. "nearest": the one that its codes describe
+        best keeps them, the others, in the order of their distances, take the nearest free code of
+        the last level; where that level is full, the nearest of the level before that has room.
+        "ties": they share a docid, and rank in a seeded random order where it is found.
+      embedder: makes the embeddings from the documents' texts; None where `build` is given vectors
+        from elsewhere. It is only recorded here: the caller embeds.
+      engine: who computes k-means: "faiss" or "jax"; None: faiss on CPUs, JAX on accelerators. The
+        table tells which.
+    """
+
+    levels: int = 4
+    codes: int = 256
+    vocabulary: str = "per_level"
+    collisions: str = "extra_level"
+    embedder: Embedder | None = dataclasses.field(default_factory=TfidfSvd)
+    engine: str | None = None
+
+    kind: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset({"embeddings"})
+
+    def __post_init__(self) -> None:
+        if self.levels < 1 or self.codes < 2:
+            raise ValueError(f"{self}: expected levels >= 1 and codes >= 2")
+        known = {
+            "vocabulary": VOCABULARIES,
+            "collisions": COLLISIONS,
+            "engine": (None, *ENGINES),
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {values}")
+
+    def resolved_engine(self) -> str:
+        """The engine, chosen by JAX's default backend where none is given."""
+        return self.engine or default_engine()
+
+    @abc.abstractmethod
+    def quantize(self, embeddings_NxD: np.ndarray, seed: int, **needed: Any) -> Quantized:
+        """Gives each document its codes; equal arguments give equal codes."""
+
+    def build(
+        self,
+        keys: Sequence[str],
+        corpus_hash: str,
+        embeddings: np.ndarray | None = None,
+        seed: int = 42,
+        **needed: Any,
+    ) -> DocidTable:
+        """See `dsi_jax.docids.table.DocidBuilder`; `needed` is handed to `quantize`.
+
+        Raises:
+          ValueError: if the embeddings are missing, not finite, or not one vector a document, or
+            there are fewer codes than documents and the rule is "nearest".
+        """
+        check_embeddings(self.kind, embeddings, len(keys))
+        if self.collisions == "nearest" and self.codes**self.levels < len(keys):
+            raise ValueError(
+                f"{self.levels} levels of {self.codes} codes give {self.codes**self.levels} "
+                f"docids, the corpus has {len(keys)} documents; collisions = 'extra_level' makes "
+                "room for all"
+            )
+        quantized = self.quantize(embeddings, seed, **needed)
+        return self.table(quantized, keys, corpus_hash, seed)
+
+    def table(
+        self, quantized: Quantized, keys: Sequence[str], corpus_hash: str, seed: int
+    ) -> DocidTable:
+        """The table of documents with these codes, by the rules of `vocabulary` and `collisions`.
+
+        Its parameters are the kind's, what the quantizer says of itself, the seed, and `collided`:
+        how many documents had the codes of another one.
+        """
+        codes_NxL = np.asarray(quantized.codes, np.int64)
+        collided = len(codes_NxL) - len(np.unique(_packed(codes_NxL)))
+        if collided and self.collisions == "nearest":
+            codes_NxL = nearest_free(quantized)
+        elif collided and self.collisions == "extra_level":
+            numbers_NxE = numbered(codes_NxL, self.codes, np.random.default_rng(seed))
+            codes_NxL = np.concatenate([codes_NxL, numbers_NxE], axis=1)
+        num_codes = self.codes
+        if self.vocabulary == "per_level":
+            codes_NxL = codes_NxL + self.codes * np.arange(codes_NxL.shape[1])
+            # Of the numbers' levels only what is used: most often a handful.
+            num_codes = max(self.codes * self.levels, int(codes_NxL.max()) + 1)
+        parameters = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        parameters["embedder"] = None if self.embedder is None else self.embedder.describe()
+        parameters["engine"] = self.resolved_engine()
+        return DocidTable.from_codes(
+            codes_NxL,
+            num_codes=num_codes,
+            keys=keys,
+            kind=self.kind,
+            parameters=parameters | dict(quantized.about) | {"seed": seed, "collided": collided},
+            corpus_hash=corpus_hash,
+            tie_seed=seed if collided and self.collisions == "ties" else None,
+        )
+
+
+def numbered(codes_NxL: np.ndarray, base: int, rng: np.random.Generator) -> np.ndarray:
+    """Digits [N, E] that number the documents of equal codes 0, 1, ... in random order."""
+    _, group_N = np.unique(_packed(codes_NxL), return_inverse=True)
+    order = np.lexsort((rng.permutation(len(codes_NxL)), group_N))
+    starts = np.flatnonzero(np.diff(group_N[order], prepend=-1))
+    sizes = np.diff(starts, append=len(order))
+    numbers_N = np.empty(len(order), np.int64)
+    numbers_N[order] = np.arange(len(order)) - np.repeat(starts, sizes)
+    width = 1
+    while base**width < sizes.max():
+        width += 1
+    return numbers_N[:, None] // base ** np.arange(width - 1, -1, -1) % base
+
+
+def nearest_free(quantized: Quantized) -> np.ndarray:
+    """Codes [N, L] by the rule "nearest" of `CodedKind`: each document has its own."""
+    codes_NxL = np.array(quantized.codes, np.int64)
+    num_codes = quantized.books.shape[1]
+    described_NxD = sum(
+        book[code_N] for book, code_N in zip(quantized.books, codes_NxL.T, strict=True)
+    )
+    distances_N = ((quantized.points - described_NxD) ** 2).sum(axis=1)
+    taken: dict[tuple[int, ...], int] = {}  # how many documents are below a prefix
+    waiting = []
+    for row in np.lexsort((np.arange(len(codes_NxL)), distances_N)):
+        codes = tuple(codes_NxL[row].tolist())
+        if codes in taken:
+            waiting.append(row)
+        else:
+            _take(taken, codes)
+    for row in waiting:
+        target = codes_NxL[row].tolist()
+        codes_NxL[row] = _first_free(quantized, quantized.points[row], target, taken, num_codes)
+        _take(taken, tuple(codes_NxL[row].tolist()))
+    return codes_NxL
+
+
+def _take(taken: dict[tuple[int, ...], int], codes: tuple[int, ...]) -> None:
+    for level in range(len(codes) + 1):
+        taken[codes[:level]] = taken.get(codes[:level], 0) + 1
+
+
+def _first_free(
+    quantized: Quantized,
+    point: np.ndarray,
+    codes: list[int],
+    taken: dict[tuple[int, ...], int],
+    num_codes: int,
+) -> tuple[int, ...]:
+    """The free codes that keep the longest prefix of `codes`, and then go to the nearest."""
+    num_levels = len(codes)
+
+    def free_below(prefix: tuple[int, ...]) -> bool:
+        return taken.get(prefix, 0) < num_codes ** (num_levels - len(prefix))
+
+    kept = next(n for n in range(num_levels - 1, -1, -1) if free_below(tuple(codes[:n])))
+    found = tuple(codes[:kept])
+    while len(found) < num_levels:
+        rest = point - quantized.books[np.arange(len(found)), list(found)].sum(axis=0)
+        found = next(
+            longer
+            for code in _by_distance(quantized.books[len(found)], rest)
+            if free_below(longer := (*found, code))
+        )
+    return found
+
+
+def _by_distance(book_KxD: np.ndarray, vector: np.ndarray) -> Iterator[int]:
+    distances = ((book_KxD - vector) ** 2).sum(axis=1)
+    return iter(np.argsort(distances, kind="stable").tolist())
+
+
+def _packed(codes_NxL: np.ndarray) -> np.ndarray:
+    """One comparable value a document."""
+    return packed(codes_NxL.astype(np.min_scalar_type(int(codes_NxL.max()))))

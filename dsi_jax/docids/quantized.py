@@ -1,0 +1,86 @@
+"""Docids from product and residual quantization: k-means a level."""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+from dsi_jax.docids.codes import CodedKind, Quantized
+from dsi_jax.docids.kmeans import kmeans, level_seed, residual_kmeans
+
+
+@dataclasses.dataclass(frozen=True)
+class _KMeansKind(CodedKind):
+    """What pq and rq share.
+
+    Attributes:
+      iterations: of k-means, at most, a level.
+    """
+
+    iterations: int = 25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.iterations < 1:
+            raise ValueError(f"{self}: expected iterations >= 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProductQuantized(_KMeansKind):
+    """Product quantization (Jegou et al. 2011; as docids in Ultron, Zhou et al. 2022).
+
+    The dimensions are cut into `levels` runs of equal size, or sizes that differ by one, each
+    clustered by itself. A level says nothing of the others: prefixes are no tree of topics.
+    """
+
+    kind: ClassVar[str] = "pq"
+
+    def quantize(self, embeddings_NxD: np.ndarray, seed: int) -> Quantized:
+        """See `CodedKind`.
+
+        Raises:
+          ValueError: if there are more levels than dimensions.
+        """
+        points_NxD = np.asarray(embeddings_NxD, np.float32)
+        count, dimension = points_NxD.shape
+        if dimension < self.levels:
+            raise ValueError(
+                f"pq of {self.levels} levels needs embeddings of at least as many dimensions, "
+                f"found {dimension}"
+            )
+        codes_NxL = np.empty((count, self.levels), np.int32)
+        books = np.zeros((self.levels, self.codes, dimension), np.float32)
+        for level, part in enumerate(np.array_split(np.arange(dimension), self.levels)):
+            found = kmeans(
+                points_NxD[:, part],
+                self.codes,
+                seed=level_seed(seed, level),
+                iterations=self.iterations,
+                engine=self.resolved_engine(),
+            )
+            codes_NxL[:, level] = found.labels
+            books[level, : len(found.centroids), part] = found.centroids.T
+        return Quantized(codes_NxL, books, points_NxD)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResidualQuantized(_KMeansKind):
+    """Residual quantization (Chen et al. 2010; as docids in RIPOR, Zeng et al. 2024).
+
+    The first level clusters the embeddings, each further one what the levels before left of them.
+    """
+
+    kind: ClassVar[str] = "rq"
+
+    def quantize(self, embeddings_NxD: np.ndarray, seed: int) -> Quantized:
+        """See `CodedKind`."""
+        points_NxD = np.asarray(embeddings_NxD, np.float32)
+        codes_NxL, books = residual_kmeans(
+            points_NxD,
+            self.levels,
+            self.codes,
+            seed=seed,
+            iterations=self.iterations,
+            engine=self.resolved_engine(),
+        )
+        return Quantized(codes_NxL, books, points_NxD)
