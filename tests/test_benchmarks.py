@@ -140,8 +140,8 @@ def test_docid_kinds_are_compared_seed_by_seed():
 
 
 def test_docid_kinds_are_measured():
-    points = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
-    keys = [str(row) for row in range(120)]
+    points = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
+    keys = [str(row) for row in range(60)]  # no more than the 64 codes
     for name, builder in docid_kinds.kinds(levels=2, codes=8, epochs=1).items():
         table = builder.build(keys, "corpus", points, 0)
         measured = docid_kinds.measures(table, points, levels=2)

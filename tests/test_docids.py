@@ -22,7 +22,8 @@ from dsi_jax.docids.quantized import ProductQuantized, ResidualQuantized
 from dsi_jax.docids.random_control import Random
 from dsi_jax.docids.report import health, report
 from dsi_jax.docids.semantic import Semantic
-from dsi_jax.docids.table import DocidTable, packed, token_dtype
+from dsi_jax.docids.sorting import lexicographic_order, packed
+from dsi_jax.docids.table import DocidTable, token_dtype
 from dsi_jax.docids.text import Title
 from dsi_jax.tokenizers import SentencePieceTokenizer, train_sentencepiece
 
@@ -541,6 +542,26 @@ def test_packing_keeps_the_order():
         tokens = rng.integers(0, 3, (200, length)).astype(dtype) * np.iinfo(dtype).max // 2
         order = np.argsort(packed(tokens), kind="stable").tolist()
         assert order == sorted(range(200), key=lambda row: tokens[row].tolist())
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "length"),
+    [
+        (12, 1),  # one key of 4 bits
+        (12, 16),  # one key, all 64 bits
+        (12, 17),  # two keys
+        (2**16, 4),
+        (2**16 + 1, 4),
+        (2**31, 3),
+    ],
+)
+def test_order_equals_a_stable_sort_by_columns(vocab_size, length):
+    rng = np.random.default_rng(0)
+    few = rng.integers(0, vocab_size, 3)  # long common prefixes
+    tokens = rng.choice(few, (500, length)).astype(np.uint32)
+    tokens[::2, -1] = rng.integers(0, vocab_size, 250)
+    order = lexicographic_order(tokens, vocab_size)
+    np.testing.assert_array_equal(order, np.lexsort(tokens.T[::-1]))
 
 
 # --- the report ----------------------------------------------------------------------------------

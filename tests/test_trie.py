@@ -85,28 +85,6 @@ def test_lookup_finds_rows_and_nothing_else(table, seed):
     assert np.asarray(looked_up(trie, tokens)).tolist() == expected
 
 
-@pytest.mark.parametrize(
-    ("vocab_size", "length"),
-    [
-        (12, 1),  # one key of 4 bits
-        (12, 16),  # one key, all 64 bits
-        (12, 17),  # two keys
-        (2**16, 4),
-        (2**16 + 1, 4),
-        (2**31, 3),
-    ],
-)
-def test_packed_sort_equals_sort_by_columns(vocab_size, length):
-    rng = np.random.default_rng(0)
-    few = rng.integers(0, vocab_size, 3)  # long common prefixes
-    tokens = rng.choice(few, (500, length)).astype(np.uint32)
-    tokens[::2, -1] = rng.integers(0, vocab_size, 250)
-    tokens = np.unique(tokens, axis=0)
-    rng.shuffle(tokens)
-    order = trie_lib.lexicographic_order(tokens, vocab_size)
-    np.testing.assert_array_equal(order, np.lexsort(tokens.T[::-1]))
-
-
 def test_token_type_is_the_smallest():
     for vocab_size, dtype in ((256, np.uint8), (257, np.uint16), (65_537, np.uint32)):
         trie = trie_lib.build_trie(make_table([[2], [vocab_size - 1]], vocab_size))

@@ -13,8 +13,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from dsi_jax.docids.embeddings import Embedder, TfidfSvd, check_embeddings
+from dsi_jax.docids.image_embeddings import ImageEmbedder
 from dsi_jax.docids.kmeans import ENGINES, default_engine
-from dsi_jax.docids.table import DocidTable, packed
+from dsi_jax.docids.sorting import packed
+from dsi_jax.docids.table import DocidTable
 
 VOCABULARIES = ("per_level", "shared")
 COLLISIONS = ("extra_level", "nearest", "ties")
@@ -51,8 +53,8 @@ class CodedKind(abc.ABC):
         best keeps them, the others, in the order of their distances, take the nearest free code of
         the last level; where that level is full, the nearest of the level before that has room.
         "ties": they share a docid, and rank in a seeded random order where it is found.
-      embedder: makes the embeddings from the documents' texts; None where `build` is given vectors
-        from elsewhere. It is only recorded here: the caller embeds.
+      embedder: makes the embeddings from the documents' texts or images; None where `build` is
+        given vectors from elsewhere. It is only recorded here: the caller embeds.
       engine: who computes k-means: "faiss" or "jax"; None: faiss on CPUs, JAX on accelerators. The
         table tells which.
     """
@@ -61,7 +63,7 @@ class CodedKind(abc.ABC):
     codes: int = 256
     vocabulary: str = "per_level"
     collisions: str = "extra_level"
-    embedder: Embedder | None = dataclasses.field(default_factory=TfidfSvd)
+    embedder: Embedder | ImageEmbedder | None = dataclasses.field(default_factory=TfidfSvd)
     engine: str | None = None
 
     kind: ClassVar[str]

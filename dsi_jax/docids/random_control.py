@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from dsi_jax.docids.table import DocidTable, packed
+from dsi_jax.docids.sorting import packed
+from dsi_jax.docids.table import DocidTable
 
 _DENSE = 4  # with more codes than this a document, drawing again what collides is cheap
 

@@ -15,6 +15,9 @@ import numpy as np
 
 from dsi_jax.docids.kmeans import residual_kmeans
 
+_FIRST_ITERATIONS = 10  # of k-means, before training
+_LEAST_COUNT = 1e-20  # averages below are too near to 0 to divide by
+
 
 @flax.struct.dataclass
 class Codebooks:
@@ -57,9 +60,6 @@ def fit_codebooks(
     return Codebooks(vectors_LxKxD, counts_LxK, vectors_LxKxD * counts_LxK[..., None])
 
 
-_FIRST_ITERATIONS = 10
-
-
 def round_residuals(vectors_LxKxD: jax.Array, points_BxD: jax.Array) -> Rounded:
     """Takes the nearest code level by level, each time of what the levels before left."""
 
@@ -89,8 +89,10 @@ def follow(books: Codebooks, rounded: Rounded, decay: float) -> Codebooks:
     counts_LxK, sums_LxKxD = jax.vmap(batch)(rounded.codes, rounded.rests)
     counts_LxK = decay * books.counts + (1 - decay) * counts_LxK
     sums_LxKxD = decay * books.sums + (1 - decay) * sums_LxKxD
-    used_LxKx1 = jnp.maximum(counts_LxK, jnp.finfo(jnp.float32).tiny)[..., None]
-    return Codebooks(sums_LxKxD / used_LxKx1, counts_LxK, sums_LxKxD)
+    # What nobody takes for long keeps its vector, however small the averages become.
+    used_LxKx1 = (counts_LxK > _LEAST_COUNT)[..., None]
+    means_LxKxD = sums_LxKxD / jnp.maximum(counts_LxK, _LEAST_COUNT)[..., None]
+    return Codebooks(jnp.where(used_LxKx1, means_LxKxD, books.vectors), counts_LxK, sums_LxKxD)
 
 
 def restart_dead(

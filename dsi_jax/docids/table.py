@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from dsi_jax.columns import open_columns, string_arrays, write_columns
+from dsi_jax.docids.sorting import lexicographic_order, packed
 
 PAD_TOKEN = 0
 END_TOKEN = 1
@@ -193,9 +194,9 @@ class DocidTable:
     def order(self) -> np.ndarray:
         """Rows in lexicographic order of their docids, ties in their random order; int32 [N]."""
         if self.tie_seed is None:
-            return np.argsort(packed(self.tokens), kind="stable").astype(np.int32)
+            return lexicographic_order(self.tokens, self.vocab_size).astype(np.int32)
         shuffled = np.random.default_rng(self.tie_seed).permutation(self.num_documents)
-        by_docid = np.argsort(packed(self.tokens)[shuffled], kind="stable")
+        by_docid = lexicographic_order(self.tokens[shuffled], self.vocab_size)
         return shuffled[by_docid].astype(np.int32)
 
     def docids(self, rows: np.ndarray | Sequence[int] | int) -> np.ndarray:
@@ -411,22 +412,6 @@ class DocidTable:
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest unsigned type that holds every token of a vocabulary."""
     return np.min_scalar_type(vocab_size - 1)
-
-
-def packed(tokens: np.ndarray) -> np.ndarray:
-    """Tokens [..., L] as one comparable value a docid, in lexicographic order; [...].
-
-    The big-endian bytes of a docid compare as the docid does: as one integer if they fit 64 bits
-    (sorting is then ten times faster), else as a void scalar, which numpy compares byte by byte.
-    """
-    big_endian = tokens.astype(tokens.dtype.newbyteorder(">"), order="C")
-    width = tokens.shape[-1] * tokens.dtype.itemsize
-    shape = tokens.shape[:-1]
-    if width > 8:
-        return big_endian.view(f"V{width}").reshape(shape)
-    padded = np.zeros((*shape, 8), np.uint8)
-    padded[..., :width] = big_endian.view(np.uint8)
-    return padded.view(">u8").astype(np.uint64).reshape(shape)
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
