@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from dsi_jax.decoding.beam import DecodeFns, beam_search
 from dsi_jax.decoding.constraint import Free, TrieConstraint
+from dsi_jax.decoding.filters import alive_bits
 from dsi_jax.decoding.score import score_docids
 from dsi_jax.decoding.trie import build_trie
 from dsi_jax.docids.table import DocidTable
@@ -157,11 +158,11 @@ def make_table(docids, vocab_size=V, tie_seed=None):
     )
 
 
-def make_trie(docids, vocab_size=V, widest=True, tie_seed=None):
-    """The trie; ``widest`` declares V-way branching everywhere, so that all tries share a jit."""
-    trie = build_trie(make_table(docids, vocab_size, tie_seed))
+def make_trie(docids, vocab_size=V, widest=True, tie_seed=None, depth=None):
+    """The trie; ``widest`` declares great width everywhere, so that tries share a jit."""
+    trie = build_trie(make_table(docids, vocab_size, tie_seed), depth)
     if widest:
-        return dataclasses.replace(trie, branching=(vocab_size,) * len(trie.branching))
+        return dataclasses.replace(trie, widths=(max(vocab_size, 24),) * trie.length)
     return trie
 
 
@@ -187,14 +188,15 @@ def assert_empty_slots(result, query, count):
     assert not np.asarray(result.tokens)[query, count:].any()
 
 
+@pytest.mark.parametrize("depth", [0, 2, L - 1])
 @pytest.mark.parametrize("beam_size", BEAM_SIZES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(docids=docid_lists(), seed=st.integers(0, 2**32 - 1))
 @example(docids=[(2, 2, 2, 2, 2)], seed=0)  # one document, one-child everywhere
 @example(docids=[(6, 1, 0, 0, 0), (6, 6, 6, 6, 1)], seed=1)
-def test_trie_search(beam_size, docids, seed):
+def test_trie_search(beam_size, depth, docids, seed):
     params = toy_params(seed)
-    result = search(params, TrieConstraint(make_trie(docids)), beam_size=beam_size)
+    result = search(params, TrieConstraint(make_trie(docids, depth=depth)), beam_size=beam_size)
     for query in range(B):
         toy = UncachedToy(params, query)
         totals = [toy.total(docid) for docid in docids]
@@ -332,12 +334,52 @@ def test_narrow_levels_change_nothing(beam_size):
     ]
     docids = [docids[i] for i in rng.permutation(len(docids))]
     params = toy_params(2)
-    trie = make_trie(docids, widest=False)
-    assert trie.branching == (2, 4, 1, 4, 1)
-    narrow = search(params, TrieConstraint(trie), beam_size=beam_size)
     wide = search(params, TrieConstraint(make_trie(docids)), beam_size=beam_size)
-    np.testing.assert_array_equal(narrow.rows, wide.rows)
-    np.testing.assert_allclose(narrow.scores, wide.scores, atol=1e-5)
+    for depth, widths in ((4, (2, 4, 1, 4, 1)), (2, (2, 4, 4, 4, 1)), (1, (2, 16, 4, 4, 1))):
+        trie = make_trie(docids, widest=False, depth=depth)
+        assert trie.widths == widths
+        narrow = search(params, TrieConstraint(trie), beam_size=beam_size)
+        np.testing.assert_array_equal(narrow.rows, wide.rows)
+        np.testing.assert_allclose(narrow.scores, wide.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [0, 2, L - 1])
+@pytest.mark.parametrize("beam_size", [1, 3, 32])
+@settings(max_examples=20, deadline=None)
+@given(docids=docid_lists(), seed=st.integers(0, 2**32 - 1), data=st.data())
+def test_lists_of_allowed_documents_search_as_if_there_were_no_others(
+    beam_size, depth, docids, seed, data
+):
+    """Each query has a list of its own, perhaps an empty one."""
+    params, trie = toy_params(seed), make_trie(docids, depth=depth)
+    count = len(docids)
+    lists = st.lists(st.booleans(), min_size=count, max_size=count)
+    allowed = [np.array(data.draw(lists)) for _ in range(B)]
+    sets = np.stack([alive_bits(trie, own) for own in allowed])
+    constraint = TrieConstraint(trie, sets[::-1], np.arange(B)[::-1].astype(np.int32))
+    result = search(params, constraint, beam_size=beam_size)
+    for query, own in enumerate(allowed):
+        rows = np.flatnonzero(own)
+        if not len(rows):
+            assert_empty_slots(result, query, 0)
+            continue
+        alone = TrieConstraint(make_trie([docids[row] for row in rows], depth=depth))
+        expected = search(params, alone, beam_size=beam_size)
+        found = np.asarray(expected.rows)[query]
+        found = np.where(found >= 0, rows[found], -1)
+        np.testing.assert_array_equal(np.asarray(result.rows)[query], found)
+        np.testing.assert_allclose(result.scores[query], expected.scores[query], atol=1e-6)
+
+
+def test_levels_of_like_width_are_one_program():
+    rng = np.random.default_rng(0)
+    tokens = np.unique(rng.integers(2, 130, (20_000, 12)), axis=0)
+    trie = build_trie(make_table(tokens.tolist(), 130))
+    assert [tuple(span) for span in TrieConstraint(trie).spans] == [
+        (0, 2, 128),
+        (2, 12, trie.widths[2]),
+    ]
+    assert [tuple(span) for span in Free(trie).spans] == [(0, 12, 130)]
 
 
 def test_equal_scores_keep_the_order_of_tokens():
@@ -372,9 +414,9 @@ def test_renormalized_scores_share_out_the_children():
 def test_another_table_of_the_same_shapes_compiles_nothing():
     params = toy_params(0)
     rng = np.random.default_rng(0)
-    tokens = np.unique(rng.integers(2, V, (60, L)), axis=0)
+    tokens = np.unique(rng.integers(2, V, (300, L)), axis=0)
     search_once = jax.jit(lambda params, constraint: search(params, constraint, beam_size=3).rows)
-    for part in (tokens[:50], tokens[5:]):
+    for part in (tokens[:-10], tokens[5:]):
         trie = build_trie(make_table(part.tolist()))
         rows = np.asarray(search_once(params, TrieConstraint(jax.device_put(trie))))
         assert (rows >= 0).all()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsi_jax.decoding import filters
 from dsi_jax.decoding import trie as trie_lib
 from dsi_jax.docids.table import DocidTable
 
@@ -38,44 +39,89 @@ def tables(draw):
     return make_table(draw(st.permutations(docids)), vocab_size, variable_length)
 
 
-def walk(trie, node, prefix, found):
-    """Collects {docid: row} below a node from the arrays alone."""
-    if len(prefix) == trie.length:
-        found[prefix] = int(trie.rows[node - trie.first_leaf])
+depths = st.sampled_from([None, 0, 1, 2, 5])
+
+
+def build(table, depth):
+    return trie_lib.build_trie(
+        table, None if depth is None else min(depth, table.tokens.shape[1] - 1)
+    )
+
+
+def unpacked(trie):
+    """The tokens in the tails."""
+    bits = np.unpackbits(trie.tails, axis=1, bitorder="little")
+    length = trie.length - trie.depth
+    bits = bits[:, : length * trie.token_bits].reshape(len(bits), length, trie.token_bits)
+    return bits @ (1 << np.arange(trie.token_bits))
+
+
+def walk(trie, ids, prefix, found):
+    """Collects {docid: row} below a place from the arrays alone."""
+    level = len(prefix)
+    if level == trie.length:
+        (place,) = ids
+        found[prefix] = int(trie.rows[place - int(trie.first_leaf)])
         return
-    edges = range(trie.indptr[node], trie.indptr[node + 1])
-    siblings = [int(trie.tokens[edge]) for edge in edges]
-    assert siblings == sorted(set(siblings))
-    assert 1 <= len(siblings) <= trie.branching[len(prefix)]
-    for edge, token in zip(edges, siblings, strict=True):
-        walk(trie, edge + 1, (*prefix, token), found)
+    assert 1 <= len(ids) <= trie.widths[level]
+    if level < trie.depth:
+        tokens = trie.tokens[ids]
+    else:
+        tokens = unpacked(trie)[np.array(ids) - trie.first_leaf, level - trie.depth]
+    assert tokens.tolist() == sorted(tokens.tolist())
+    if level < trie.depth:
+        assert len(set(tokens.tolist())) == len(ids)
+        deeper = [list(range(trie.indptr[edge + 1], trie.indptr[edge + 2])) for edge in ids]
+    else:
+        deeper = [
+            [place for place, token in zip(ids, tokens, strict=True) if token == own]
+            for own in tokens
+        ]
+    for token, below in zip(tokens.tolist(), deeper, strict=True):
+        if (*prefix, token) not in found:
+            walk(trie, below, (*prefix, token), found)
 
 
 @settings(max_examples=100, deadline=None)
-@given(tables())
-def test_walk_from_the_root_finds_each_docid_once(table):
-    trie = trie_lib.build_trie(table)
+@given(tables(), depths)
+def test_walk_from_the_root_finds_each_docid_once(table, depth):
+    trie = build(table, depth)
     found = {}
-    walk(trie, 0, (), found)
+    walk(trie, list(range(trie.indptr[0], trie.indptr[1])), (), found)
     assert found == {tuple(docid): row for row, docid in enumerate(table.tokens.tolist())}
-    prefixes = {docid[:level] for docid in found for level in range(trie.length + 1)}
-    leaves = len(table.tokens)
-    assert int(trie.first_leaf) + leaves == len(prefixes)  # one node a prefix, the root included
-    assert trie.indptr[-1] == len(prefixes) - 1
-    assert (trie.rows[leaves:] == -1).all()
+    prefixes = {docid[:level] for docid in found for level in range(1, trie.depth + 1)}
+    assert int(trie.first_leaf) == len(prefixes)  # one edge a prefix
+    assert trie.indptr[-1] == len(prefixes) + len(found)
+    assert (trie.rows[len(found) :] == -1).all()
+
+
+def test_the_tree_stops_where_few_documents_share_a_node():
+    rng = np.random.default_rng(0)
+    tokens = np.unique(rng.integers(2, 12, (1000, 7)), axis=0)
+    trie = trie_lib.build_trie(make_table(tokens, 12))
+    shared = [
+        np.unique(tokens[:, :depth], axis=0, return_counts=True)[1].max() for depth in range(4)
+    ]
+    assert shared[trie.depth] <= 16 < shared[trie.depth - 1]
+    assert trie.widths[: trie.depth] == (16,) * trie.depth
+    assert trie.widths[-1] <= 2
+    digits = np.array([[2 + n // 10, 2 + n % 10, 2] for n in range(100)])
+    assert trie_lib.build_trie(make_table(digits, 12)).depth == 1
+    many = np.array([[2, 2 + n] for n in range(100)])
+    assert trie_lib.build_trie(make_table(many, 102)).depth == 1  # all but the last
 
 
 def looked_up(trie, tokens):
     """The row of each docid, -1 where there is none."""
-    leaves = trie_lib.lookup(trie, tokens)
-    start, _ = trie_lib.run_of_leaf(trie, leaves)
-    return jnp.where(leaves > 0, trie_lib.rows_at(trie, start), -1)
+    places = trie_lib.lookup(trie, tokens)
+    start, _ = trie_lib.run_of_docid(trie, places)
+    return jnp.where(places >= 0, trie_lib.rows_at(trie, start), -1)
 
 
 @settings(max_examples=25, deadline=None)
-@given(tables(), st.integers(0, 2**32 - 1))
-def test_lookup_finds_rows_and_nothing_else(table, seed):
-    trie = trie_lib.build_trie(table)
+@given(tables(), depths, st.integers(0, 2**32 - 1))
+def test_lookup_finds_rows_and_nothing_else(table, depth, seed):
+    trie = build(table, depth)
     strangers = np.random.default_rng(seed).integers(
         0, table.vocab_size, (20, trie.length), dtype=np.int32
     )
@@ -86,11 +132,15 @@ def test_lookup_finds_rows_and_nothing_else(table, seed):
 
 
 def test_token_type_is_the_smallest():
-    for vocab_size, dtype in ((256, np.uint8), (257, np.uint16), (65_537, np.uint32)):
-        trie = trie_lib.build_trie(make_table([[2], [vocab_size - 1]], vocab_size))
-        assert trie.tokens.dtype == dtype
-        rows = looked_up(trie, np.array([[vocab_size - 1], [2], [3]]))
-        assert np.asarray(rows).tolist() == [1, 0, -1]
+    sizes = ((256, np.uint8, 1), (257, np.uint16, 2), (65_537, np.uint32, 3), (2**27, np.uint32, 4))
+    for vocab_size, dtype, tail_bytes in sizes:
+        table = make_table([[2, 3], [vocab_size - 1, 3], [vocab_size - 1, 2]], vocab_size)
+        for depth in (0, 1):
+            trie = trie_lib.build_trie(table, depth)
+            assert trie.tokens.dtype == dtype
+            rows = looked_up(trie, np.array([[vocab_size - 1, 3], [2, 3], [3, 3]]))
+            assert np.asarray(rows).tolist() == [1, 0, -1]
+        assert trie.tails.shape[1] == tail_bytes
 
 
 def test_buckets_hold_their_size_and_waste_an_eighth():
@@ -104,9 +154,9 @@ def test_refreshed_table_has_the_shapes_of_the_one_before():
     rng = np.random.default_rng(0)
     tokens = np.unique(rng.integers(2, 34, (3000, 5)), axis=0)
     rng.shuffle(tokens)
-    before = trie_lib.build_trie(make_table(tokens[:2900], 34))
+    before = trie_lib.build_trie(make_table(tokens[:2900], 34))  # depth 2: nearly full levels
     after = trie_lib.build_trie(make_table(tokens[10:2905], 34))
-    assert int(before.first_leaf) != int(after.first_leaf)
+    assert before.depth == 2 and (before.indptr != after.indptr).any()
     lookup = jax.jit(looked_up)
     np.testing.assert_array_equal(lookup(before, tokens[:2900]), np.arange(2900))
     np.testing.assert_array_equal(lookup(after, tokens[10:2910])[:2895], np.arange(2895))
@@ -123,3 +173,30 @@ def test_refreshed_table_has_the_shapes_of_the_one_before():
 def test_bad_tables(tokens, message):
     with pytest.raises(ValueError, match=message):
         trie_lib.build_trie(make_table(tokens, 9))
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables(), depths, st.data())
+def test_alive_bits_are_those_of_prefixes_of_allowed_documents(table, depth, data):
+    trie = build(table, depth)
+    count = len(table.tokens)
+    allowed = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    bits = filters.alive_bits(trie, allowed)
+    assert bits.dtype == np.uint32 and len(bits) == trie.num_words
+    alive = np.unpackbits(bits.view(np.uint8), bitorder="little").astype(bool)
+    docids = [tuple(docid) for docid in table.tokens[allowed].tolist()]
+    everyone = sorted(tuple(docid) for docid in table.tokens.tolist())
+    expected = []
+    for level in range(1, trie.depth + 1):
+        good = {docid[:level] for docid in docids}
+        expected += [prefix in good for prefix in sorted({docid[:level] for docid in everyone})]
+    expected += [docid in set(docids) for docid in everyone]
+    assert alive[: len(expected)].tolist() == expected
+    assert not alive[len(expected) :].any()
+
+
+def test_lists_of_allowed_documents_are_checked():
+    trie = trie_lib.build_trie(make_table([[2], [3]], 4))
+    for bad in (np.ones(3, bool), np.ones(2, np.int32)):
+        with pytest.raises(ValueError, match="expected a bool for each of the 2 documents"):
+            filters.alive_bits(trie, bad)

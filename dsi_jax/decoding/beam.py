@@ -1,10 +1,12 @@
 """Exact beam search over docids: all children of all live beams compete, nothing is sampled.
 
-The loop over levels is unrolled, so each level has its own static width: the first step decodes
-one beam, and beams multiply only as fast as candidates do. Trace it under one ``jit`` with the
-model (`dsi_jax.decoding.adapter.make_search`).
+The first step decodes one beam, and beams multiply only as fast as candidates do: these levels
+are programs of their own. Once there are M beams, levels of like width are one program in a loop,
+so that the time to compile does not grow with L. Trace it under one ``jit`` with the model
+(`dsi_jax.decoding.adapter.make_search`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dsi_jax.decoding import trie as trie_lib
-from dsi_jax.decoding.constraint import Candidates, Constraint
+from dsi_jax.decoding.constraint import Candidates, Constraint, Span
 from dsi_jax.docids.table import PAD_TOKEN
 
 
@@ -60,6 +62,7 @@ class _Beams(NamedTuple):
     last: jax.Array  # int32 [B, M], the token that the decoder reads next
     tokens: jax.Array  # int32 [B, M, L], pads where not decoded yet
     state: Any  # the constraint's
+    parent: jax.Array  # int32 [B, M], the beam of the level before that each extends
 
 
 def beam_search(
@@ -104,8 +107,14 @@ def beam_search(
         last=jnp.full((batch_size, 1), PAD_TOKEN, jnp.int32),
         tokens=jnp.full((batch_size, 1, constraint.length), PAD_TOKEN, jnp.int32),
         state=constraint.start(batch_size),
+        parent=jnp.zeros((batch_size, 1), jnp.int32),
     )
-    for level in range(constraint.length):
+
+    def decode_level(
+        span: Span, level: jax.Array | int, carry: tuple[_Beams, dict[str, Any]]
+    ) -> tuple[_Beams, dict[str, Any]]:
+        beams, cache = carry
+        cache = {**cache, "self": _follow(cache["self"], beams.parent)}
         logits_BxMxV, cache = decode.step(cache, beams.last, jnp.int32(level))
         if logits_BxMxV.shape[-1] < constraint.vocab_size:
             raise ValueError(
@@ -113,14 +122,37 @@ def beam_search(
                 f"docid table's {constraint.vocab_size}, or a padded one"
             )
         logits_BxMxV = logits_BxMxV.astype(jnp.float32)
-        candidates = constraint.expand(level, beams.state, logits_BxMxV)
+        candidates = constraint.expand(span, level, beams.state, logits_BxMxV)
         log_probs_BxMxK = _log_probs(candidates, logits_BxMxV, renormalize)
-        beams, parent_BxM = _select(
-            constraint, level, beams, candidates.allowed, log_probs_BxMxK, beam_size
+        beams = _select(
+            constraint, span, level, beams, candidates.allowed, log_probs_BxMxK, beam_size
         )
-        if level + 1 < constraint.length:
-            cache = {**cache, "self": _follow(cache["self"], parent_BxM)}
-    return _result(constraint, beams, beam_size)
+        return beams, cache
+
+    carry = beams, cache
+    for span in constraint.spans:
+        level = span.start
+        while level < span.stop and _grows(carry[0], span, beam_size):
+            carry = decode_level(span, level, carry)
+            level += 1
+        if level + 1 == span.stop:  # a loop of one level would copy the cache for nothing
+            carry = decode_level(span, level, carry)
+        elif level < span.stop:
+            body = functools.partial(decode_level, span)
+            carry = jax.lax.fori_loop(level, span.stop, body, _caught_up(*carry))
+    return _result(constraint, carry[0], beam_size)
+
+
+def _caught_up(beams: _Beams, cache: dict[str, Any]) -> tuple[_Beams, dict[str, Any]]:
+    """The same, with a cache that has as many beams as there are."""
+    own = jnp.broadcast_to(jnp.arange(beams.parent.shape[1], dtype=jnp.int32), beams.parent.shape)
+    return beams._replace(parent=own), {**cache, "self": _follow(cache["self"], beams.parent)}
+
+
+def _grows(beams: _Beams, span: Span, beam_size: int) -> bool:
+    """Whether there are more beams after the next level than before."""
+    num_beams = beams.last.shape[1]
+    return min(beam_size, num_beams * span.width) > num_beams
 
 
 def _log_probs(candidates: Candidates, logits_BxMxV: jax.Array, renormalize: bool) -> jax.Array:
@@ -137,13 +169,14 @@ def _log_probs(candidates: Candidates, logits_BxMxV: jax.Array, renormalize: boo
 
 def _select(
     constraint: Constraint,
-    level: int,
+    span: Span,
+    level: jax.Array | int,
     beams: _Beams,
     allowed_BxMxK: jax.Array,
     log_probs_BxMxK: jax.Array,
     beam_size: int,
-) -> tuple[_Beams, jax.Array]:
-    """The best candidates as the next beams, and the beam that each extends, int32 [B, M]."""
+) -> _Beams:
+    """The best candidates as the next beams."""
     batch_size, num_beams, num_children = log_probs_BxMxK.shape
     width = min(beam_size, num_beams * num_children)
     exists = (allowed_BxMxK & beams.live[..., None]).reshape(batch_size, -1)
@@ -152,15 +185,15 @@ def _select(
     live = jnp.take_along_axis(exists, index, axis=1, mode="clip")
     parent, choice = index // num_children, index % num_children
     tokens, state = _follow((beams.tokens, beams.state), parent)
-    token, state = constraint.advance(level, state, choice)
-    beams = _Beams(
+    token, state = constraint.advance(span, level, state, choice)
+    return _Beams(
         scores=jnp.where(live, best, 0.0),
         live=live,
         last=token,
         tokens=tokens.at[:, :, level].set(token),
         state=state,
+        parent=parent,
     )
-    return beams, parent
 
 
 def _follow(tree: Any, parent_BxM: jax.Array) -> Any:
@@ -173,9 +206,9 @@ def _follow(tree: Any, parent_BxM: jax.Array) -> Any:
 
 def _result(constraint: Constraint, beams: _Beams, beam_size: int) -> BeamResult:
     """The documents of the last level's beams, and empty slots up to ``beam_size``."""
-    leaves = constraint.leaves(beams.state, beams.tokens)
-    start, count = trie_lib.run_of_leaf(constraint.trie, leaves)
-    known = leaves > 0
+    place = constraint.docids(beams.state, beams.tokens)
+    start, count = trie_lib.run_of_docid(constraint.trie, place)
+    known = place >= 0
     # A beam that is no docid keeps its place, as one result without a document.
     count = jnp.where(beams.live, jnp.where(known, count, 1), 0)
     source, offset, exists = _spread(count, beam_size)

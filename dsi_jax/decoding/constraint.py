@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from dsi_jax.decoding import trie as trie_lib
 from dsi_jax.docids.table import END_TOKEN, PAD_TOKEN
 
+_NARROW = 64  # levels of so few children are decoded as if they had as many as the widest of them
+
 
 class Candidates(NamedTuple):
     """The K ways to extend each beam at one level.
@@ -31,10 +33,25 @@ class Candidates(NamedTuple):
     forced: jax.Array
 
 
+class Span(NamedTuple):
+    """Levels ``start`` to ``stop - 1``, which one program can decode, one after the other.
+
+    Attributes:
+      start: the first level.
+      stop: the level after the last.
+      width: K, the number of candidates that `Constraint.expand` gives each beam.
+    """
+
+    start: int
+    stop: int
+    width: int
+
+
 class Constraint(Protocol):
     """The interface between the beam search and the set of allowed docids.
 
-    ``state`` is a pytree of arrays [B, M, ...] that the search reorders along with the beams.
+    ``state`` is a pytree of arrays [B, M, ...] that the search reorders along with the beams;
+    ``level`` may be traced, `Span` is static.
     """
 
     @property
@@ -49,27 +66,43 @@ class Constraint(Protocol):
     def trie(self) -> trie_lib.Trie:
         """The documents."""
 
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """All levels, in order."""
+
     def start(self, batch_size: int) -> Any:
         """The state of one empty beam a query."""
 
-    def width(self, level: int) -> int:
-        """K, the number of candidates that `expand` gives each beam at ``level``; static."""
-
-    def expand(self, level: int, state: Any, logits_BxMxV: jax.Array) -> Candidates:
+    def expand(
+        self, span: Span, level: jax.Array | int, state: Any, logits_BxMxV: jax.Array
+    ) -> Candidates:
         """The candidates for each beam at ``level``."""
 
-    def advance(self, level: int, state: Any, choice_BxM: jax.Array) -> tuple[jax.Array, Any]:
+    def advance(
+        self, span: Span, level: jax.Array | int, state: Any, choice_BxM: jax.Array
+    ) -> tuple[jax.Array, Any]:
         """The token, int32 [B, M], and the next state of beams that took candidate ``choice``."""
 
-    def leaves(self, state: Any, tokens_BxMxL: jax.Array) -> jax.Array:
-        """The trie's leaf of each complete beam, int32 [B, M]; 0 where there is none."""
+    def docids(self, state: Any, tokens_BxMxL: jax.Array) -> jax.Array:
+        """The place among the trie's docids of each complete beam, int32 [B, M]; -1: it is none."""
 
 
 @flax.struct.dataclass
 class TrieConstraint:
-    """Beams walk the trie: each result is a document of the table. The state is the node."""
+    """Beams walk the trie: each result is a document of the table.
+
+    The state is where a beam stands, a `trie.Range`.
+
+    Attributes:
+      trie: the documents.
+      alive: None: all of them. Else uint32 [A, words], A sets of documents as
+        `dsi_jax.decoding.filters.alive_bits` makes them.
+      set_of_query: int32 [B], the set that each query may find; given with `alive`.
+    """
 
     trie: trie_lib.Trie
+    alive: jax.Array | None = None
+    set_of_query: jax.Array | None = None
 
     @property
     def length(self) -> int:
@@ -79,30 +112,94 @@ class TrieConstraint:
     def vocab_size(self) -> int:
         return self.trie.vocab_size
 
-    def start(self, batch_size: int) -> jax.Array:
-        return jnp.zeros((batch_size, 1), jnp.int32)
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Levels of edges and levels of tails apart, each cut where widths differ too much."""
+        spans: list[Span] = []
+        for level, width in enumerate(self.trie.widths):
+            widest = max(spans[-1].width, width) if spans else width
+            narrowest = min(self.trie.widths[spans[-1].start : level + 1]) if spans else width
+            alike = widest <= max(_NARROW, 2 * narrowest)
+            if spans and alike and level != self.trie.depth:
+                spans[-1] = Span(spans[-1].start, level + 1, widest)
+            else:
+                spans.append(Span(level, level + 1, width))
+        return tuple(spans)
 
-    def width(self, level: int) -> int:
-        return self.trie.branching[level]
+    def start(self, batch_size: int) -> trie_lib.Range:
+        shape = (batch_size, 1)
+        return trie_lib.Range(*(jnp.broadcast_to(end, shape) for end in trie_lib.root(self.trie)))
 
-    def expand(self, level: int, state: jax.Array, logits_BxMxV: jax.Array) -> Candidates:
-        first_BxM, end_BxM = trie_lib.edges_below(self.trie, state)
-        edge_BxMxK = first_BxM[..., None] + jnp.arange(self.width(level), dtype=jnp.int32)
-        allowed_BxMxK = edge_BxMxK < end_BxM[..., None]
-        token_BxMxK = trie_lib.tokens_of(self.trie, edge_BxMxK)
+    def expand(
+        self, span: Span, level: jax.Array | int, state: trie_lib.Range, logits_BxMxV: jax.Array
+    ) -> Candidates:
+        ids_BxMxK, token_BxMxK = self._children(span, level, state)
+        inside_BxMxK = ids_BxMxK < state.high[..., None]
+        if self._in_tails(span):
+            allowed_BxMxK = inside_BxMxK & _starts(token_BxMxK)
+        else:
+            allowed_BxMxK = inside_BxMxK
+        if self.alive is not None:
+            alive_BxMxK = self._alive(ids_BxMxK)
+            if self._in_tails(span):
+                alive_BxMxK = _any_of_run(alive_BxMxK & inside_BxMxK, allowed_BxMxK)
+            allowed_BxMxK &= alive_BxMxK
         logits_BxMxK = jnp.take_along_axis(logits_BxMxV, token_BxMxK, axis=-1, mode="clip")
         return Candidates(logits_BxMxK, allowed_BxMxK, token_BxMxK == PAD_TOKEN)
 
     def advance(
-        self, level: int, state: jax.Array, choice_BxM: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        del level  # every level is the one CSR
-        edge_BxM = trie_lib.edges_below(self.trie, state)[0] + choice_BxM
-        return trie_lib.tokens_of(self.trie, edge_BxM), edge_BxM + 1
+        self, span: Span, level: jax.Array | int, state: trie_lib.Range, choice_BxM: jax.Array
+    ) -> tuple[jax.Array, trie_lib.Range]:
+        id_BxM = state.low + choice_BxM
+        if not self._in_tails(span):
+            token_BxM = trie_lib.tokens_of(self.trie, id_BxM, level, False)
+            return token_BxM, trie_lib.below(self.trie, id_BxM)
+        here = trie_lib.Range(id_BxM, state.high)
+        ids_BxMxK, token_BxMxK = self._children(span, level, here)
+        same_BxMxK = (ids_BxMxK < state.high[..., None]) & (token_BxMxK == token_BxMxK[..., :1])
+        count_BxM = same_BxMxK.sum(-1, dtype=jnp.int32)  # equal tokens follow each other
+        return token_BxMxK[..., 0], trie_lib.Range(id_BxM, id_BxM + count_BxM)
 
-    def leaves(self, state: jax.Array, tokens_BxMxL: jax.Array) -> jax.Array:
-        del tokens_BxMxL  # the node is the leaf
-        return state
+    def docids(self, state: trie_lib.Range, tokens_BxMxL: jax.Array) -> jax.Array:
+        del tokens_BxMxL  # the range holds the docid alone
+        return state.low - self.trie.first_leaf
+
+    def _in_tails(self, span: Span) -> bool:
+        return span.start >= self.trie.depth
+
+    def _children(
+        self, span: Span, level: jax.Array | int, state: trie_lib.Range
+    ) -> tuple[jax.Array, jax.Array]:
+        """Ids and tokens, int32 [B, M, K], of what each range begins with."""
+        ids_BxMxK = state.low[..., None] + jnp.arange(span.width, dtype=jnp.int32)
+        return ids_BxMxK, trie_lib.tokens_of(self.trie, ids_BxMxK, level, self._in_tails(span))
+
+    def _alive(self, ids_BxMxK: jax.Array) -> jax.Array:
+        """Whether each id leads to a document of the query's set."""
+        sets_BxMxK = jnp.broadcast_to(self.set_of_query[:, None, None], ids_BxMxK.shape)
+        words = jnp.asarray(self.alive).at[sets_BxMxK, ids_BxMxK >> 5].get(mode="clip")
+        return (words >> (ids_BxMxK & 31).astype(jnp.uint32)) & 1 == 1
+
+
+def _starts(token_BxMxK: jax.Array) -> jax.Array:
+    """Whether a docid's token differs from that of the docid before it, bool [B, M, K]."""
+    first = jnp.ones((*token_BxMxK.shape[:-1], 1), bool)
+    return jnp.concatenate([first, token_BxMxK[..., 1:] != token_BxMxK[..., :-1]], axis=-1)
+
+
+def _any_of_run(flag_BxMxK: jax.Array, start_BxMxK: jax.Array) -> jax.Array:
+    """At the start of each run, whether any of its members has the flag; elsewhere anything."""
+
+    def join(later: tuple, sooner: tuple) -> tuple:
+        # In reverse: what lies beyond the end of a run does not count for it.
+        flag, ends = later
+        own, own_ends = sooner
+        return own | (flag & ~own_ends), ends | own_ends
+
+    end_BxMxK = jnp.concatenate(
+        [start_BxMxK[..., 1:], jnp.ones((*start_BxMxK.shape[:-1], 1), bool)], axis=-1
+    )
+    return jax.lax.associative_scan(join, (flag_BxMxK, end_BxMxK), reverse=True, axis=2)[0]
 
 
 @flax.struct.dataclass
@@ -123,26 +220,28 @@ class Free:
     def vocab_size(self) -> int:
         return self.trie.vocab_size
 
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return (Span(0, self.length, self.vocab_size),)
+
     def start(self, batch_size: int) -> jax.Array:
         return jnp.zeros((batch_size, 1), bool)
 
-    def width(self, level: int) -> int:
-        del level
-        return self.vocab_size
-
-    def expand(self, level: int, state: jax.Array, logits_BxMxV: jax.Array) -> Candidates:
-        del level
+    def expand(
+        self, span: Span, level: jax.Array | int, state: jax.Array, logits_BxMxV: jax.Array
+    ) -> Candidates:
+        del span, level
         ended_BxMx1 = state[..., None]
         is_pad_V = jnp.arange(self.vocab_size) == PAD_TOKEN
         logits_BxMxV = logits_BxMxV[..., : self.vocab_size]  # a model's may be padded
         return Candidates(logits_BxMxV, ~ended_BxMx1 | is_pad_V, ended_BxMx1)
 
     def advance(
-        self, level: int, state: jax.Array, choice_BxM: jax.Array
+        self, span: Span, level: jax.Array | int, state: jax.Array, choice_BxM: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        del level
+        del span, level
         return choice_BxM, state | (choice_BxM == END_TOKEN)
 
-    def leaves(self, state: jax.Array, tokens_BxMxL: jax.Array) -> jax.Array:
+    def docids(self, state: jax.Array, tokens_BxMxL: jax.Array) -> jax.Array:
         del state
         return trie_lib.lookup(self.trie, tokens_BxMxL)

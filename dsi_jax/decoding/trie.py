@@ -1,13 +1,18 @@
-"""The prefix tree of a docid table as one breadth-first CSR.
+"""The prefix tree of a docid table: a breadth-first CSR above, sorted docids below.
 
 Nodes and edges are numbered level by level from the lexicographically sorted table, so that an
-edge *is* the node below it: ``child node = edge + 1``, the root is node 0, and the last level's
-nodes stand in the order of the sorted docids. Two arrays describe the tree (``tokens`` and
-``indptr``, about six bytes a node) and one leads from its leaves to documents: a leaf is one
-document, or a run of them where the table declares ties.
+edge *is* the node below it: ``child node = edge + 1``, the root is node 0. Trees of docids end in
+long tails with one document each, where a node and an edge for every level would say nothing. The
+tree stops at ``depth``: below it, a beam holds a few neighbouring docids of the sorted table and
+reads on in these, packed bit by bit.
+
+A place in the tree is a range of ids. Above ``depth`` ids are edges, below they are the places of
+sorted docids, counted on from the last edge; ``indptr`` leads from one to the other as it leads
+from level to level.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -19,6 +24,15 @@ from dsi_jax.docids.table import DocidTable
 # Smaller arrays are padded to this many entries: no memory to speak of, and every toy table of
 # the same branching shares one compilation.
 _SMALLEST_ARRAY = 256
+_MOST_SHARED = 16  # docids below a node from which on the tree stops and the docids are read
+_BYTE = 8
+
+
+class Range(NamedTuple):
+    """Places in the tree: the ids ``low`` to ``high - 1`` of the edges or docids below them."""
+
+    low: jax.Array
+    high: jax.Array
 
 
 @flax.struct.dataclass
@@ -31,35 +45,52 @@ class Trie:
 
     Attributes:
       tokens: unsigned [E], the token on each edge, ascending among siblings; padded with 0.
-      indptr: int32 [nodes above the last level + 1]; the edges below node n are
-        ``indptr[n]:indptr[n + 1]``. Padded with the number of edges.
-      rows: int32 [N], the documents' rows in the order of the leaves; padded with -1.
-      first_leaf: int32 [], the node of the first leaf: leaf ``n`` is ``rows[n - first_leaf]``.
-      runs: None where each leaf is one document. Else int32 [leaves + 1]: leaf ``n`` is the run
-        ``rows[runs[i]:runs[i + 1]]`` with ``i = n - first_leaf``. Padded with N.
-      branching: for each level, a number of children that no node of it exceeds.
+      indptr: int32 [nodes down to `depth` + 1]; below node n are the ids
+        ``indptr[n]:indptr[n + 1]``. Padded with its last entry.
+      tails: uint8 [U, bytes], the tokens of each sorted docid from `depth` on, in `token_bits` bits
+        each, the lowest bits first; padded with 0.
+      rows: int32 [N], the documents' rows in the order of their docids; padded with -1.
+      first_leaf: int32 [], the id of the first docid; docid ``i`` is the document ``rows[i]``.
+      runs: None where each docid is one document. Else int32 [U + 1]: docid ``i`` is the run
+        ``rows[runs[i]:runs[i + 1]]``. Padded with N.
+      widths: for each level, a number of ids that no range there exceeds.
+      depth: the levels of edges; the first level that is read from `tails`.
       vocab_size: V.
     """
 
     tokens: np.ndarray | jax.Array
     indptr: np.ndarray | jax.Array
+    tails: np.ndarray | jax.Array
     rows: np.ndarray | jax.Array
     first_leaf: np.ndarray | jax.Array
     runs: np.ndarray | jax.Array | None
-    branching: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    widths: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    depth: int = flax.struct.field(pytree_node=False)
     vocab_size: int = flax.struct.field(pytree_node=False)
 
     @property
     def length(self) -> int:
         """L, the number of levels."""
-        return len(self.branching)
+        return len(self.widths)
+
+    @property
+    def token_bits(self) -> int:
+        """The bits of a token in `tails`."""
+        return token_bits(self.vocab_size)
+
+    @property
+    def num_words(self) -> int:
+        """The 32-bit words that hold one bit an id."""
+        return -(-(len(self.tokens) + len(self.tails)) // 32)
 
 
-def build_trie(table: DocidTable) -> Trie:
+def build_trie(table: DocidTable, depth: int | None = None) -> Trie:
     """Builds the trie of a table, on the host.
 
     Args:
       table: a docid table; its keys are not read.
+      depth: the levels of edges, below L; None: as few as leave no node with more than 16 docids,
+        or else all but the last.
 
     Returns:
       A `Trie` of NumPy arrays in the smallest types that hold them.
@@ -68,97 +99,183 @@ def build_trie(table: DocidTable) -> Trie:
       ValueError: if a token is not below ``vocab_size``, two documents share a docid and ties are
         not declared, or the tree has more edges than int32 counts.
     """
-    tokens_NxL = table.tokens
-    num_documents, length = tokens_NxL.shape
-    largest = int(tokens_NxL.max())
+    largest = int(table.tokens.max())
     if largest >= table.vocab_size:
         raise ValueError(
             f"docid table holds token {largest}; expected tokens below its vocab_size "
             f"{table.vocab_size}"
         )
-    ties = table.tie_seed is not None
-    order_N = table.order
-
-    # opens_N: whether a sorted docid differs from the one before it in the levels seen so far,
-    # that is, whether it is the first document below a new edge.
-    opens_N = np.zeros(num_documents, bool)
-    opens_N[0] = True
-    parents = np.zeros(1, np.int64)  # sorted positions of the first document below each node
-    tokens, indptr, branching, num_edges = [], [], [], 0
-    for level in range(length):
-        column_N = tokens_NxL[order_N, level]
-        opens_N[1:] |= column_N[1:] != column_N[:-1]
-        edges = np.flatnonzero(opens_N)
-        first_edge = np.cumsum(opens_N, dtype=np.int32)[parents] - 1
-        tokens.append(column_N[edges])
-        indptr.append(num_edges + first_edge.astype(np.int64))
-        branching.append(int(np.diff(first_edge, append=len(edges)).max()))
-        num_edges += len(edges)
-        parents = edges
-    if len(parents) != num_documents and not ties:
-        _raise_duplicate(table, order_N, opens_N)
-    if num_edges >= np.iinfo(np.int32).max:
-        raise ValueError(f"docid trie has {num_edges} edges; expected fewer than 2**31 - 1")
-
+    tokens_UxL = table.tokens[table.order]
+    runs = None
+    if table.tie_seed is not None:
+        opens = np.ones(len(tokens_UxL), bool)
+        opens[1:] = (tokens_UxL[1:] != tokens_UxL[:-1]).any(axis=1)
+        runs = np.flatnonzero(opens)
+        tokens_UxL = tokens_UxL[runs]
+    edges, indptr, widths, repeats = _levels(tokens_UxL, depth)
+    if len(repeats):
+        _raise_duplicate(table, int(repeats[0]))
+    num_edges = sum(map(len, edges))
+    num_ids = num_edges + len(tokens_UxL)
+    if num_ids >= np.iinfo(np.int32).max:
+        raise ValueError(f"docid trie has {num_ids} edges and docids; expected below 2**31 - 1")
+    count = len(table.order)
     return Trie(
-        tokens=_padded(tokens, tokens_NxL.dtype, 0),
-        indptr=_padded([*indptr, [num_edges]], np.int32, num_edges),
-        rows=_padded([order_N], np.int32, -1),
-        first_leaf=np.asarray(num_edges - len(parents) + 1, np.int32),
-        runs=_padded([parents, [num_documents]], np.int32, num_documents) if ties else None,
-        branching=tuple(min(_branching_bucket(k), table.vocab_size) for k in branching),
+        tokens=_padded(edges, tokens_UxL.dtype, 0),
+        indptr=_padded(indptr, np.int32, num_ids),
+        tails=_packed_tails(tokens_UxL[:, len(edges) :], table.vocab_size),
+        rows=_padded([table.order], np.int32, -1),
+        first_leaf=np.asarray(num_edges, np.int32),
+        runs=None if runs is None else _padded([runs, [count]], np.int32, count),
+        widths=tuple(map(_width_bucket, widths)),
+        depth=len(edges),
         vocab_size=table.vocab_size,
     )
 
 
+def _levels(
+    tokens_UxL: np.ndarray, depth: int | None
+) -> tuple[list[np.ndarray], list[np.ndarray], list[int], np.ndarray]:
+    """What describes the levels of sorted docids.
+
+    Returns:
+      The edges' tokens, a part a level down to `Trie.depth`; `Trie.indptr` in parts; the widths of
+      all levels; and the places of docids that equal the one before.
+    """
+    count, length = tokens_UxL.shape
+    # Whether a docid differs from the one before it in the levels seen so far, that is, whether it
+    # is the first below a new edge; and the places of the first docids below each node.
+    opens_U = np.zeros(count, bool)
+    opens_U[:1] = True
+    first = np.zeros(1, np.int64)
+    edges, indptr, widths, num_edges = [], [], [], 0
+    for level in range(length):
+        most = int(np.diff(first, append=count).max())
+        if level == (length - 1 if depth is None else depth):
+            break
+        if depth is None and most <= _MOST_SHARED:
+            break
+        column_U = tokens_UxL[:, level]
+        opens_U[1:] |= column_U[1:] != column_U[:-1]
+        below = np.flatnonzero(opens_U)
+        edge_of = np.searchsorted(below, first)
+        edges.append(column_U[below])
+        indptr.append(num_edges + edge_of)
+        widths.append(int(np.diff(edge_of, append=len(below)).max()))
+        num_edges += len(below)
+        first = below
+    indptr += [num_edges + first, [num_edges + count]]
+    tied = np.flatnonzero(~opens_U)  # places that are below one node with the place before
+    for column_U in tokens_UxL[:, len(edges) :].T:
+        widths.append(most)
+        tied = tied[column_U[tied] == column_U[tied - 1]]
+        most = 1 + _longest_run(tied)
+    return edges, indptr, widths, tied
+
+
+def _longest_run(places: np.ndarray) -> int:
+    """The most places that follow each other without a gap."""
+    starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
+    return int(np.diff(starts, append=len(places)).max(initial=0))
+
+
+def _packed_tails(tokens_UxT: np.ndarray, vocab_size: int) -> np.ndarray:
+    """See `Trie.tails`."""
+    bits = token_bits(vocab_size)
+    count, length = tokens_UxT.shape
+    tails = np.zeros((_padded_size(count), -(-length * bits // _BYTE)), np.uint8)
+    for number, column_U in enumerate(tokens_UxT.T):
+        first, shift = divmod(number * bits, _BYTE)
+        value_U = column_U.astype(np.uint32) << np.uint32(shift)
+        for byte in range(first, first + -(-(bits + shift) // _BYTE)):
+            tails[:count, byte] |= value_U.astype(np.uint8)
+            value_U >>= np.uint32(_BYTE)
+    return tails
+
+
+def token_bits(vocab_size: int) -> int:
+    """The bits that hold a token; whole bytes where a token and a shift might not fit 32 bits."""
+    bits = max((vocab_size - 1).bit_length(), 1)
+    return bits if bits <= 3 * _BYTE else -(-bits // _BYTE) * _BYTE
+
+
+def root(trie: Trie) -> Range:
+    """The ids below the root; int32 []."""
+    return below(trie, jnp.int32(-1))
+
+
+def below(trie: Trie, edge: jax.Array) -> Range:
+    """The ids below each edge."""
+    low = jnp.take(trie.indptr, edge + 1, mode="clip")
+    return Range(low, jnp.take(trie.indptr, edge + 2, mode="clip"))
+
+
+def tokens_of(trie: Trie, ids: jax.Array, level: jax.Array | int, in_tails: bool) -> jax.Array:
+    """The token of each id at a level, int32; some token where there is no such id.
+
+    Args:
+      trie: the trie.
+      ids: int32 [...].
+      level: below `depth` if `in_tails`, else not looked at.
+      in_tails: whether ids are docids.
+    """
+    if not in_tails:
+        return jnp.take(trie.tokens, ids, mode="clip").astype(jnp.int32)
+    bits = trie.token_bits
+    start = (level - trie.depth) * bits
+    byte, shift = start // _BYTE, start % _BYTE
+    whole = bits % _BYTE == 0
+    value = jnp.zeros(ids.shape, jnp.uint32)
+    tails = jnp.asarray(trie.tails)
+    for number in range(bits // _BYTE if whole else -(-(bits + _BYTE - 1) // _BYTE)):
+        part = tails.at[ids - trie.first_leaf, byte + number].get(mode="clip")
+        value |= part.astype(jnp.uint32) << (_BYTE * number)
+    if not whole:
+        value = (value >> jnp.uint32(shift)) & jnp.uint32((1 << bits) - 1)
+    return value.astype(jnp.int32)
+
+
 def lookup(trie: Trie, tokens: jax.Array) -> jax.Array:
-    """Walks the trie, on the device, from docids to leaves.
+    """Walks the trie, on the device, from docids to their places.
 
     Args:
       trie: the docids of the corpus.
       tokens: int [..., L] token sequences.
 
     Returns:
-      int32 [...]: the last-level node of that docid, 0 (the root) where there is none.
+      int32 [...]: the place of that docid among the sorted ones, -1 where there is none.
     """
-    node = jnp.zeros(tokens.shape[:-1], jnp.int32)
-    found = jnp.ones(tokens.shape[:-1], bool)
-    for level, branching in enumerate(trie.branching):
+    here = Range(*(jnp.broadcast_to(end, tokens.shape[:-1]) for end in root(trie)))
+    for level in range(trie.length):
         token = tokens[..., level].astype(jnp.int32)
-        low, end = edges_below(trie, node)
-        high = end
-        for _ in range(branching.bit_length()):  # lower bound among the sorted siblings
-            middle = low + (high - low) // 2
-            smaller = (low < high) & (tokens_of(trie, middle) < token)
-            low = jnp.where(smaller, middle + 1, low)
-            high = jnp.where(smaller, high, middle)
-        found &= (low < end) & (tokens_of(trie, low) == token)
-        node = jnp.where(found, low + 1, 0)
-    return node
+        first = _lower_bound(trie, here, level, token)
+        if level < trie.depth:
+            found = (first < here.high) & (tokens_of(trie, first, level, False) == token)
+            deeper = below(trie, first)
+            here = Range(deeper.low, jnp.where(found, deeper.high, deeper.low))
+        else:
+            here = Range(first, _lower_bound(trie, here, level, token + 1))
+    return jnp.where(here.low < here.high, here.low - trie.first_leaf, -1)
 
 
-def edges_below(trie: Trie, node: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The first edge below each node and the end of its range; int32, of ``node``'s shape."""
-    first = jnp.take(trie.indptr, node, mode="clip")
-    end = jnp.take(trie.indptr, node + 1, mode="clip")
-    return first, end
+def _lower_bound(trie: Trie, ids: Range, level: int, token: jax.Array) -> jax.Array:
+    """The first id of each range with at least that token; the range's end if there is none."""
+    low, high = ids
+    for _ in range(trie.widths[level].bit_length()):
+        middle = low + (high - low) // 2
+        smaller = tokens_of(trie, middle, level, level >= trie.depth) < token
+        smaller &= low < high
+        low = jnp.where(smaller, middle + 1, low)
+        high = jnp.where(smaller, high, middle)
+    return low
 
 
-def tokens_of(trie: Trie, edge: jax.Array) -> jax.Array:
-    """The token on each edge, int32; an edge beyond the array gives some token of it."""
-    return jnp.take(trie.tokens, edge, mode="clip").astype(jnp.int32)
-
-
-def run_of_leaf(trie: Trie, node: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where in ``rows`` the documents of each last-level node begin and how many they are; int32.
-
-    Meaningless at other nodes.
-    """
-    leaf = node - trie.first_leaf
+def run_of_docid(trie: Trie, place: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where in ``rows`` the documents of each sorted docid begin and how many they are; int32."""
     if trie.runs is None:
-        return leaf, jnp.ones_like(leaf)
-    start = jnp.take(trie.runs, leaf, mode="clip")
-    return start, jnp.take(trie.runs, leaf + 1, mode="clip") - start
+        return place, jnp.ones_like(place)
+    start = jnp.take(trie.runs, place, mode="clip")
+    return start, jnp.take(trie.runs, place + 1, mode="clip") - start
 
 
 def rows_at(trie: Trie, position: jax.Array) -> jax.Array:
@@ -172,22 +289,29 @@ def bucket(size: int) -> int:
     return -(-size // step) * step
 
 
-def _branching_bucket(branching: int) -> int:
+def _width_bucket(width: int) -> int:
     """Powers of two first: a node that gains its sixth child should not compile anew."""
-    return bucket(branching) if branching > 16 else 1 << (branching - 1).bit_length()
+    return bucket(width) if width > 16 else 1 << (width - 1).bit_length()
+
+
+def _padded_size(size: int) -> int:
+    return max(bucket(size), _SMALLEST_ARRAY)
 
 
 def _padded(parts: Sequence[np.ndarray], dtype: np.dtype, value: int) -> np.ndarray:
     """Concatenates ``parts`` and fills up to a bucketed size with ``value``."""
     size = sum(len(part) for part in parts)
-    padded = np.full(max(bucket(size), _SMALLEST_ARRAY), value, dtype)
-    padded[:size] = np.concatenate(parts)
+    padded = np.empty(_padded_size(size), dtype)
+    start = 0
+    for part in parts:
+        padded[start : start + len(part)] = part
+        start += len(part)
+    padded[size:] = value
     return padded
 
 
-def _raise_duplicate(table: DocidTable, order_N: np.ndarray, opens_N: np.ndarray) -> None:
-    position = int(np.flatnonzero(~opens_N)[0])
-    first, second = sorted(int(row) for row in order_N[position - 1 : position + 1])
+def _raise_duplicate(table: DocidTable, place: int) -> None:
+    first, second = sorted(int(row) for row in table.order[place - 1 : place + 1])
     raise ValueError(
         f"documents {table.keys[first]!r} (row {first}) and {table.keys[second]!r} (row {second}) "
         f"share the docid {table.tokens[first].tolist()}; expected unique docids"
