@@ -9,7 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import docid_kinds, docid_kmeans, gpu_check, timing
+from benchmarks import (
+    docid_kinds,
+    docid_kmeans,
+    gpu_check,
+    index_build,
+    made_docids,
+    mask_op,
+    static_peer,
+    timing,
+)
 from dsi_jax.decoding.beam import BeamResult
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,6 +170,58 @@ def test_kmeans_contenders_split_all_documents():
         assert max(map(len, found)) <= docid_kmeans.LEAF_SIZE
     by_hand = sum(((points[rows] - points[rows].mean(0)) ** 2).sum() for rows in found) / 900
     assert docid_kmeans.leaf_error(points, found) == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", made_docids.SHAPES)
+def test_made_docids_are_distinct(shape):
+    codes = made_docids.made_codes(3000, 20, 4, shape)
+    assert len(np.unique(codes, axis=0)) == 3000
+    largest = int(np.bincount(codes[:, 0]).max())
+    assert (largest > 300) is (shape == "skewed")
+    with pytest.raises(ValueError, match="9 docids of 1 codes below 8 were not found"):
+        made_docids.made_codes(9, 8, 1, shape)
+
+
+def test_static_is_asked_for_where_it_is_absent(monkeypatch, tmp_path):
+    monkeypatch.delenv("STATIC_DECODING", raising=False)
+    with pytest.raises(SystemExit, match="static-constraint-decoding"):
+        static_peer.Static(str(tmp_path))
+
+
+def test_indexes_of_other_docids_are_told_apart():
+    codes = made_docids.made_codes(300, 9, 4)
+    trie = index_build.build(codes, 9)
+    # By hand what STATIC's builder makes of these docids: dense two levels, then edges.
+    index = index_of(codes, 9)
+    index_build.check_contents(trie, index, codes, 9)
+    with pytest.raises(SystemExit, match="hold different docids"):
+        index_build.check_contents(trie, index_of(codes[:200], 9), codes, 9)
+    with pytest.raises(SystemExit, match="does not find the documents"):
+        index_build.check_contents(trie, index, codes[::-1], 9)
+
+
+def index_of(codes: np.ndarray, num_codes: int) -> static_peer.StaticIndex:
+    """STATIC's arrays, from a dictionary of prefixes."""
+    prefixes = [(code,) for code in range(num_codes)]
+    prefixes += sorted({tuple(docid[:n]) for docid in codes.tolist() for n in range(2, 4)})
+    state = {prefix: number for number, prefix in enumerate(prefixes, start=1)}
+    children = {number: [] for number in range(len(state) + 1)}
+    for docid in sorted({tuple(docid[:n]) for docid in codes.tolist() for n in range(2, 5)}):
+        children[state[docid[:-1]]].append((docid[-1], state.get(docid, 0)))
+    counts = [len(children[number]) for number in sorted(children)]
+    mask, states = np.zeros((2, num_codes, num_codes), np.int32)
+    for docid in codes.tolist():
+        mask[tuple(docid[:2])], states[tuple(docid[:2])] = 1, state[tuple(docid[:2])]
+    edges = np.array([edge for number in sorted(children) for edge in children[number]])
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    return static_peer.StaticIndex(edges, indptr, (), mask[0], mask.astype(bool), states)
+
+
+def test_masks_that_differ_stop_the_benchmark():
+    tokens, scores = np.array([[3, 5]]), np.array([[-1.0, -np.inf]])
+    mask_op.assert_equal((tokens, scores), (np.array([[7, 3]]), np.array([[-np.inf, -1.0]])))
+    with pytest.raises(SystemExit, match="different children"):
+        mask_op.assert_equal((tokens, scores), (np.array([[7, 3]]), np.array([[-np.inf, -2.0]])))
 
 
 def ranking(rows: list[int], scores: list[float]) -> BeamResult:

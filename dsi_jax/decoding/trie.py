@@ -247,15 +247,18 @@ def lookup(trie: Trie, tokens: jax.Array) -> jax.Array:
     """
     here = Range(*(jnp.broadcast_to(end, tokens.shape[:-1]) for end in root(trie)))
     for level in range(trie.length):
-        token = tokens[..., level].astype(jnp.int32)
-        first = _lower_bound(trie, here, level, token)
-        if level < trie.depth:
-            found = (first < here.high) & (tokens_of(trie, first, level, False) == token)
-            deeper = below(trie, first)
-            here = Range(deeper.low, jnp.where(found, deeper.high, deeper.low))
-        else:
-            here = Range(first, _lower_bound(trie, here, level, token + 1))
+        here = step_into(trie, here, level, tokens[..., level].astype(jnp.int32))
     return jnp.where(here.low < here.high, here.low - trie.first_leaf, -1)
+
+
+def step_into(trie: Trie, here: Range, level: int, token: jax.Array) -> Range:
+    """The places below the child with a token; an empty range where there is none."""
+    first = _lower_bound(trie, here, level, token)
+    if level >= trie.depth:
+        return Range(first, _lower_bound(trie, here, level, token + 1))
+    found = (first < here.high) & (tokens_of(trie, first, level, False) == token)
+    deeper = below(trie, first)
+    return Range(deeper.low, jnp.where(found, deeper.high, deeper.low))
 
 
 def _lower_bound(trie: Trie, ids: Range, level: int, token: jax.Array) -> jax.Array:
