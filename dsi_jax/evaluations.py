@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ import numpy as np
 import seqio
 from jax.sharding import Mesh
 
-from dsi_jax import report
+from dsi_jax import contact_sheet, image_report, report
 from dsi_jax.data import bm25, converters, features
+from dsi_jax.data.image_corpus import ImageCorpus
 from dsi_jax.evaluator import (
     HELD_OUT_SPLITS,
     Evaluation,
@@ -44,6 +46,19 @@ NUM_EXAMPLES = 5
 NUM_EXAMPLE_HITS = 3
 FREE_BEAM_SIZE = 10  # the invalid rate needs no more
 _HEADLINE = "hits@1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """Another system, to be reported beside the run.
+
+    Attributes:
+      figures: by target.
+      train_seconds: how long it was trained.
+    """
+
+    figures: Mapping[str, Figures]
+    train_seconds: float
 
 
 class Evaluations:
@@ -101,8 +116,31 @@ class Evaluations:
         """
         return self._log(self._targets_while_training(), params, step)
 
-    def finish(self, params: Any, step: int, *, train_seconds: float) -> None:
+    def reported(self, params: Any) -> dict[str, Figures]:
+        """The figures of what is reported at the end, by target.
+
+        Raises:
+          evaluator.Interrupted: it was asked to stop.
+        """
+        return self._evaluate(self._reported_targets(), self._evaluation, params, 0)
+
+    def finish(
+        self,
+        params: Any,
+        step: int,
+        *,
+        train_seconds: float,
+        beside: Mapping[str, Beside] | None = None,
+    ) -> None:
         """The last evaluation: everything that stands in `report.txt` and `report.json`.
+
+        Of images there is also a contact sheet, `contact_sheet.png`.
+
+        Args:
+          params: the parameters.
+          step: their step.
+          train_seconds: how long they were trained.
+          beside: other systems, by name.
 
         Raises:
           evaluator.Interrupted: it was asked to stop.
@@ -117,9 +155,19 @@ class Evaluations:
         figures = self._evaluate(reported, self._evaluation, params, step)
         free = self._rank_freely(reported, figures, params, step)
         searches = self._example_searches(reported, params)
+        corpus = self._prepared.corpus
+        sheet = []
+        if isinstance(corpus, ImageCorpus):
+            rank = functools.partial(
+                self._predictor(self._evaluation).rank, params, should_stop=self._should_stop
+            )
+            sheet = image_report.sheet_rows(corpus, rank)
         if not self._write:
             return
-        lines, summary = self._summary(reported, figures, free, step, train_seconds)
+        lines, summary = self._summary(reported, figures, free, step, train_seconds, beside or {})
+        if sheet:
+            contact_sheet.write(self._directory / "contact_sheet.png", sheet)
+            lines += ["", f"contact sheet: {self._directory / 'contact_sheet.png'}"]
         text = "\n".join([*lines, "", "example searches:", report.examples(searches)])
         (self._directory / "report.txt").write_text(text + "\n")
         (self._directory / "report.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -206,8 +254,7 @@ class Evaluations:
             )
             self._cache[key] = Predictor(
                 ranker,
-                tokenizer=self._collection.tokenizer,
-                feature_lengths=self._collection.lengths,
+                inputs=self._collection.inputs,
                 batch_size=evaluation.batch_size,
                 mesh=self._mesh,
             )
@@ -222,6 +269,7 @@ class Evaluations:
         free: dict[str, Figures],
         step: int,
         seconds: float,
+        beside: Mapping[str, Beside],
     ) -> tuple[list[str], dict[str, Any]]:
         table = self._prepared.table
         what = f"docids {table.kind}" if self._method.decodes else self._method.title
@@ -237,9 +285,17 @@ class Evaluations:
             "documents": table.num_documents,
             "test": figures,
             "free": free,
+            "beside": {name: dataclasses.asdict(other) for name, other in beside.items()},
         }
+        lines += [
+            f"{name}: {other.train_seconds / 60:.1f} minutes of training"
+            for name, other in beside.items()
+        ]
         for target in reported:
             systems: dict[str, Figures] = {self._method.title: figures[target.name]}
+            for name, other in beside.items():
+                if target.name in other.figures:
+                    systems[name] = other.figures[target.name]
             if self._has_queries(target):
                 index = bm25.BM25(self._prepared.corpus)
                 systems["BM25"] = summary["bm25"] = index.evaluate(target.split)
@@ -276,6 +332,7 @@ class Evaluations:
             and tasks is not None
             and target.task == tasks.retrieval
             and target.split in corpus.queries
+            and any(corpus.texts)
         )
 
     def _example_searches(self, reported: list[Target], params: Any) -> dict[str, Sequence[Hit]]:

@@ -22,8 +22,9 @@ from jax.sharding import Mesh
 from dsi_jax import searcher as searcher_lib
 from dsi_jax.data import collate, converters, features, metrics
 from dsi_jax.data.corpora import Corpus
+from dsi_jax.data.image_corpus import ImageCorpus
+from dsi_jax.inputs import Inputs, pad_rows
 from dsi_jax.methods.base import Ranker
-from dsi_jax.tokenizers import Tokenizer
 from dsi_jax.training import partitioning
 
 Figures = dict[str, float]
@@ -96,8 +97,7 @@ class Predictor:
 
     Args:
       ranker: of the documents.
-      tokenizer: of the queries.
-      feature_lengths: tokens kept of each feature.
+      inputs: makes the encoders' inputs of texts and images.
       batch_size: queries a device step, rounded up to what the mesh divides; the last batch is
         padded to it.
       mesh: where the parameters lie; None: on one device.
@@ -107,14 +107,12 @@ class Predictor:
         self,
         ranker: Ranker,
         *,
-        tokenizer: Tokenizer,
-        feature_lengths: Mapping[str, int],
+        inputs: Inputs,
         batch_size: int,
         mesh: Mesh | None = None,
     ) -> None:
         self._ranker = ranker
-        self._tokenizer = tokenizer
-        self._length = feature_lengths["inputs"]
+        self._inputs = inputs
         self._batch_size = batch_size
         if mesh is not None:
             self._batch_size = partitioning.round_batch_size(batch_size, mesh)
@@ -129,7 +127,7 @@ class Predictor:
 
         Args:
           params: the parameters.
-          examples: at least one; the same on all processes.
+          examples: at least one, all of one modality; the same on all processes.
           should_stop: asked before each batch; with several processes, all get one answer.
 
         Returns:
@@ -141,16 +139,18 @@ class Predictor:
         for _ in self._ranker.prepare(params):
             if should_stop():
                 raise Interrupted
+        modality, feature = next(
+            (modality, feature)
+            for modality, feature in collate.FEATURES.items()
+            if feature in examples[0] and len(examples[0][feature])
+        )
         rows, scores = [], []
         for start in range(0, len(examples), self._batch_size):
             if should_stop():
                 raise Interrupted
             chunk = examples[start : start + self._batch_size]
-            columns = {name: np.stack([e[name] for e in chunk]) for name in chunk[0]}
-            tokens_BxS = collate.encode_inputs(
-                columns[features.INPUTS], self._tokenizer, self._length
-            )
-            batch = searcher_lib.text_batch(searcher_lib.pad_rows(tokens_BxS, self._batch_size))
+            stream = self._inputs.stream(modality, np.stack([e[feature] for e in chunk]))
+            batch = {modality: pad_rows(stream, self._batch_size)}
             result = searcher_lib.to_host(self._ranker.search(params, batch))
             rows.append(result.rows[: len(chunk)])
             scores.append(result.scores[: len(chunk)])
@@ -244,16 +244,18 @@ def _seqio_evaluator(
     target: Target, feature_lengths: Mapping[str, int], output_dir: Path | None, seed: int
 ) -> seqio.Evaluator:
     task = seqio.TaskRegistry.get(target.task)
-    tokenized = converters.is_tokenized(task)
+    converter = converters.converter_for(task)
     # A text is one string, however many tokens are kept of it: seqio has nothing to cut.
-    lengths = converters.task_lengths(feature_lengths) if tokenized else None
+    lengths = None
+    if converters.is_tokenized(task):
+        lengths = converters.task_lengths(task, feature_lengths)
     log_to: dict[str, Any] = {}
     if output_dir is not None:
         loggers = functools.partial(_SplitLoggers, split=target.split)
         log_to = {"logger_cls": (loggers,), "log_dir": str(output_dir)}
     return seqio.Evaluator(
         target.task,
-        converters.DSIFeatureConverter(tokenized),
+        converter,
         eval_split=target.split,
         sequence_length=lengths,
         num_examples=target.num_examples,
@@ -275,7 +277,7 @@ class _SplitLoggers(seqio.Logger):
         self._loggers = (seqio.JSONLogger(output_dir), seqio.TensorBoardLogger(output_dir))
 
     def __call__(self, *, task_name: str, dataset: tf.data.Dataset, **values: Any) -> None:
-        dataset = dataset.map(_without_hashes)
+        dataset = dataset.map(_to_log)
         for logger in self._loggers:
             logger(task_name=f"{task_name}_{self._split}", dataset=dataset, **values)
 
@@ -286,9 +288,10 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _without_hashes(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    hashes = (features.CORPUS_HASH, features.FINGERPRINT)
-    return {name: value for name, value in example.items() if name not in hashes}
+def _to_log(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """An example without hashes, and without images, which are no JSON."""
+    left_out = (features.CORPUS_HASH, features.FINGERPRINT, features.IMAGE)
+    return {name: value for name, value in example.items() if name not in left_out}
 
 
 def _scalars(values: Mapping[str, Any]) -> Figures:
@@ -301,8 +304,8 @@ def _scalars(values: Mapping[str, Any]) -> Figures:
     }
 
 
-def queries_hash(corpus: Corpus) -> str:
-    """sha256 (hex) over the queries of all splits, which `Corpus.hash` leaves out."""
+def queries_hash(corpus: Corpus | ImageCorpus) -> str:
+    """sha256 (hex) over the queries in words of all splits, which `Corpus.hash` leaves out."""
     digest = hashlib.sha256()
     for split, queries in sorted(corpus.queries.items()):
         digest.update(f"{split} {len(queries)} ".encode())

@@ -15,6 +15,7 @@ from dsi_jax.pixels import resized_shape
 
 Colour = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)
+ImageSource = Path | bytes  # a file, or the bytes of one
 
 MIN_SIDE = 2
 _MAX_RATIO = 100  # beyond it the resized image would not fit into memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import seqio
 
-from dsi_jax import checks, report
+from dsi_jax import checks, prepare, report
 from dsi_jax.data import corpora, metrics, registration
 from dsi_jax.data.bm25 import BM25
 from dsi_jax.evaluator import Evaluation, Evaluator, Figures, Predictor, Target, queries_hash
@@ -31,6 +32,10 @@ def evaluate(
     docid_table: str | None = None,
     output_dir: str | None = None,
     random_seed: int | None = None,
+    images: str | None = None,
+    captions: str | None = None,
+    protocol: str | None = None,
+    skip_unreadable: bool = False,
     config_text: str = "",
     dry_run: bool = False,
 ) -> None:
@@ -46,6 +51,11 @@ def evaluate(
       docid_table: where the docid table lies, if not where the run had it.
       output_dir: where the files go; by default MODEL_DIR/eval, apart from the training run's.
       random_seed: of the corpus's splits and of samples; None: the training run's.
+      images: a directory of images, in place of a corpus; with the next three see
+        `prepare.Sources`.
+      captions: the file of their captions.
+      protocol: what looks for them.
+      skip_unreadable: leave out what cannot be used.
       config_text: not kept: the training run's `config.gin` stands in MODEL_DIR.
       dry_run: stop before ranking.
 
@@ -56,10 +66,26 @@ def evaluate(
     retriever = Retriever.load(model_dir, step=step, docid_table=docid_table, beam_size=1)
     loaded = retrieval = None
     seed = retriever.metadata.get("corpus_seed", 42) if random_seed is None else random_seed
-    if corpus is not None:
-        loaded, foreign = registration.load_corpus_for(corpus, seed, mixture_or_task_name)
-        _check_corpus(loaded, corpus, seed, retriever)
-        if not foreign:
+    sources = prepare.Sources(
+        corpus=corpus,
+        mixture_or_task_name=mixture_or_task_name,
+        seed=seed,
+        images=images,
+        captions=captions,
+        protocol=protocol,
+        skip_unreadable=skip_unreadable,
+    )
+    collection = retriever.collection
+    if corpus is not None or images is not None:
+        loaded, foreign = prepare.load_corpus_for(sources)
+        _check_corpus(loaded, images or corpus, seed, retriever)
+        if sources.of_images:
+            collection = dataclasses.replace(collection, images=loaded.images)
+        if not foreign and sources.of_images:
+            tasks = prepare.register_tasks(loaded, sources, with_mixture=True)
+            retrieval = tasks.retrieval
+            mixture_or_task_name = mixture_or_task_name or tasks.mixture
+        elif not foreign:
             retrieval = registration.register_retrieval_task(loaded)
             mixture_or_task_name = mixture_or_task_name or retrieval
     if mixture_or_task_name is None:
@@ -70,7 +96,6 @@ def evaluate(
         logger.info("would evaluate %s", ", ".join(target.name for target in targets))
         return
     check_writable(output)
-    collection = retriever.collection
     predictor = Predictor(
         retriever.method.new_ranker(
             retriever.model,
@@ -78,8 +103,7 @@ def evaluate(
             beam_size=evaluation.beam_size,
             constraint=evaluation.constraint,
         ),
-        tokenizer=collection.tokenizer,
-        feature_lengths=collection.lengths,
+        inputs=collection.inputs,
         batch_size=evaluation.batch_size,
     )
     evaluator = Evaluator(
@@ -92,7 +116,7 @@ def evaluate(
     figures = evaluator.evaluate(predictor, retriever.params, retriever.step)
     for target in targets:
         systems: dict[str, Figures] = {retriever.method.title: figures[target.name]}
-        if loaded is not None and target.task == retrieval:
+        if loaded is not None and target.task == retrieval and any(loaded.texts):
             systems["BM25"] = BM25(loaded).evaluate(split)
         logger.info("\n%s", "\n".join(report.split_lines(target.name, systems)))
     logger.info("files: %s", output)

@@ -30,6 +30,7 @@ _DOCID_PARAMETERS = ("docid_embedder/embedding", "decoder/logits_dense/kernel")
 _TOKEN_PARAMETERS = (("token_embedder/embedding", 0), ("decoder/logits_dense/kernel", 1))
 _TEXT_ENCODER = ("token_embedder/", "encoder/")
 _DOCUMENT_TOWER = "document/"  # of a dual encoder with two
+_TOWERS = ("text_tower", "image_tower")
 _DIGIT_KINDS = ("naive", "semantic")
 
 
@@ -114,11 +115,15 @@ class TextLender:
         if borrower.config.docid_space == TEXT_SPACE:
             lent = _with_new_tokens(text_params, params)
         else:
-            rows = docid_rows(borrower.table, borrower.tokenizer)
+            # Of towers the vocabulary is another one than T5's.
+            has_towers = borrower.config.towers is not None
+            rows = [0, 1] if has_towers else docid_rows(borrower.table, borrower.tokenizer)
             rows += [-1] * (borrower.config.docid_vocab_size - len(rows))  # where it is padded
             lent = text_model.lend(text_params, rows, _docid_parameters(params))
         lent = stacking.arrange_layers(lent, stacked=borrower.config.t5.scan_layers)
-        return assignment.apply_assignment_map(params, lent, assignment_map or ())
+        return assignment.apply_assignment_map(
+            params, lent, [*(assignment_map or ()), *_kept_towers(params)]
+        )
 
 
 class CheckpointLender:
@@ -127,8 +132,14 @@ class CheckpointLender:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._metadata = checkpoints.load_metadata(directory)
-        model = method_of(self._metadata).load_model(self._metadata["model"])
-        self._config, self.t5 = model.config, model.config.t5
+        method = method_of(self._metadata)
+        self._config = method.load_model(self._metadata["model"]).config
+        if not hasattr(self._config, "t5"):
+            raise ValueError(
+                f"INITIAL_CHECKPOINT_PATH {directory} holds {method.title} towers; expected them "
+                "as CLIP_CHECKPOINT"
+            )
+        self.t5 = self._config.t5
 
     def vocab_size_for(self, tokenizer: Tokenizer) -> int:
         """See `Lender`; the weights are also of use to the tokenizer they grew with only."""
@@ -179,6 +190,11 @@ def _lend_encoder(
             elif source != path:
                 assignment_map.append((re.escape(path), source))
     return assignment.apply_assignment_map(params, lent, assignment_map)
+
+
+def _kept_towers(params: Any) -> list[tuple[str, None]]:
+    """Rules for the towers, which a T5 does not have."""
+    return [(f"{name}/.*", None) for name in _TOWERS if name in params]
 
 
 def _with_new_tokens(

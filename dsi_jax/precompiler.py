@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -20,12 +20,14 @@ from dsi_jax import autosize, checks, lenders
 from dsi_jax import prepare as prepare_lib
 from dsi_jax import run as run_lib
 from dsi_jax.ahead import report, topologies
-from dsi_jax.data import collate, strategies
+from dsi_jax.data import collate, pipeline, strategies
 from dsi_jax.docids import text_space
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.methods.base import Collection
 from dsi_jax.models.dsi import TEXT_SPACE
+from dsi_jax.models.streams import IMAGE, TEXT
 from dsi_jax.models.t5 import T5Config
+from dsi_jax.models.towers_config import TowersConfig
 from dsi_jax.run import TrainConfig
 from dsi_jax.searcher import CONSTRAINTS
 from dsi_jax.tokenizers import ByteTokenizer, Tokenizer
@@ -106,12 +108,17 @@ class _ShapesOnly:
     """A stream of which only the shapes are asked."""
 
     collator: collate.Collator
-    batch_size: int
+    sizes: Mapping[str, int]
     split: str = "train"
 
     def batch_shapes(self) -> collate.Batch:
         """See `methods.base.Stream`."""
-        return self.collator.shapes(self.batch_size)
+        return self.collator.shapes(self.sizes)
+
+    @property
+    def batch_size(self) -> int:
+        """See `methods.base.Stream`."""
+        return sum(self.sizes.values())
 
 
 def _table(config: TrainConfig, num_documents: int | None) -> DocidTable:
@@ -155,14 +162,20 @@ def _inputs(config: TrainConfig, table: DocidTable, mesh: Mesh) -> _Inputs:
         size.batch_size, mesh, config.microbatches
     )
     partitioning.check_batch_size(batch_size, mesh, config.microbatches)
-    collection = Collection(table, None, tokenizer, lengths)
+    towers, _ = run_lib.towers_of(config, checks.model_directory(config.model_dir))
+    image_size = towers and towers.image and towers.image.image_size
+    collection = Collection(table, None, tokenizer, lengths, image_size=image_size)
     strategy = strategies.Strategy(
         config.sources.indexing_strategy, first_sentinel=text_space.first_sentinel(tokenizer)
     )
-    collator = collate.Collator(table, tokenizer, lengths, strategy)
-    stream = config.method.batches(_ShapesOnly(collator, batch_size), collection)
+    collator = collate.Collator(table, collection.inputs, strategy)
+    unit = partitioning.num_batch_shards(mesh) * config.microbatches
+    rates = dict.fromkeys(_modalities(towers), 1.0)
+    sizes = pipeline.stream_sizes(rates, batch_size, unit)
+    stream = config.method.batches(_ShapesOnly(collator, sizes), collection)
+    towers = run_lib.fitting(towers, stream, tokenizer, lengths["inputs"])
     program = program_lib.build(
-        config.method.new_model(t5, table),
+        config.method.new_model(t5, table, towers),
         config.optimizer,
         mesh,
         stream.batch_shapes(),
@@ -180,6 +193,13 @@ def _inputs(config: TrainConfig, table: DocidTable, mesh: Mesh) -> _Inputs:
         f"mesh         {' '.join(f'{axis}={size}' for axis, size in mesh.shape.items())}",
     )
     return _Inputs(program, collection, lines)
+
+
+def _modalities(towers: TowersConfig | None) -> Sequence[str]:
+    """What a batch holds, each as often: texts alone where there are no towers."""
+    if towers is None:
+        return (TEXT,)
+    return [name for name, tower in ((TEXT, towers.text), (IMAGE, towers.image)) if tower]
 
 
 def _text_model(config: TrainConfig, chosen: T5Config) -> tuple[T5Config, Tokenizer]:

@@ -21,9 +21,21 @@ from jax.experimental import multihost_utils
 
 from dsi_jax import checks, tokenizers
 from dsi_jax import documents as documents_lib
-from dsi_jax.data import corpora, document_forms, registration, strategies
+from dsi_jax.clip_bpe import ClipTokenizer
+from dsi_jax.convert import hub
+from dsi_jax.data import (
+    corpora,
+    document_forms,
+    image_corpora,
+    image_registration,
+    registration,
+    strategies,
+)
+from dsi_jax.data.image_corpus import ImageCorpus
 from dsi_jax.docids import oracle as oracle_lib
 from dsi_jax.docids import plots, report, text_space
+from dsi_jax.docids.embeddings import Embedder
+from dsi_jax.docids.image_embeddings import ImageEmbedder
 from dsi_jax.docids.table import DocidBuilder, DocidTable
 from dsi_jax.methods.base import Collection
 from dsi_jax.models.dsi import COMPACT_SPACE, DOCID_SPACES, TEXT_SPACE
@@ -31,6 +43,7 @@ from dsi_jax.training import checkpoints
 
 logger = logging.getLogger(__name__)
 
+AnyCorpus = corpora.Corpus | ImageCorpus
 BYTES = "bytes"
 TEXT_TABLE = "docids_text"  # in MODEL_DIR: the docids in text tokens
 PLOT = "docids_report.png"  # in MODEL_DIR: the health of the docid table
@@ -44,14 +57,20 @@ class Sources:
     """Names of everything that a run reads; gin fills it from the macros.
 
     Attributes:
-      corpus: a registered corpus ("demo_text"), a directory in BEIR layout, or a SQuAD JSON file,
-        each with "#1000" behind it for 1,000 of its documents; None where the task comes from
-        another project and its docid table is given.
+      corpus: a registered corpus ("demo_text", "demo_image"), a directory in BEIR layout, or a
+        SQuAD JSON file, each of texts with "#1000" behind it for 1,000 of its documents; None where
+        the task comes from another project and its docid table is given, or `images` are.
+      images: a directory of images, in place of a corpus.
+      captions: the file of their captions; None: there are none.
+      protocol: what is indexed and what looks for it, one of `image_corpus.PROTOCOLS`; None: what
+        suits the images.
+      skip_unreadable: count and leave out images and captions that cannot be used; else an error.
       docids: builder of the docid table (`docids.atomic.Atomic()` ...); used where no table lies
         at `docid_table`.
       docid_table: directory of the table; by default MODEL_DIR/docids.
-      vocabulary: a SentencePiece model file or a directory with spiece.model; a checkpoint, a
-        MODEL_DIR or its tokenizer.json; or "bytes". None trains one on the corpus.
+      vocabulary: a SentencePiece model file or a directory with spiece.model; a CLIP, by its
+        directory or hub id; a checkpoint, a MODEL_DIR or its tokenizer.json; or "bytes". None
+        trains one on the corpus.
       vocabulary_size: pieces of a trained vocabulary, at most.
       mixture_or_task_name: a registered seqio mixture or task; by default the corpus's own.
       indexing_ratio: indexing examples for each retrieval example; None: as many as keep documents
@@ -78,6 +97,15 @@ class Sources:
     docid_space: str | None = None
     shuffle_buffer_size: int | None = None
     seed: int = 42
+    images: str | None = None
+    captions: str | None = None
+    protocol: str | None = None
+    skip_unreadable: bool = False
+
+    @property
+    def of_images(self) -> bool:
+        """Whether documents are images."""
+        return self.images is not None or image_corpora.is_image_corpus(self.corpus or "")
 
     @property
     def space(self) -> str:
@@ -101,7 +129,7 @@ class Prepared:
       embeddings: what the table was built from, if it was, and just now; float32 [N, D].
     """
 
-    corpus: corpora.Corpus | None
+    corpus: AnyCorpus | None
     documents: documents_lib.Documents | None
     tokenizer: tokenizers.Tokenizer
     table: DocidTable
@@ -110,13 +138,22 @@ class Prepared:
     mixture_or_task_name: str
     embeddings: np.ndarray | None = None
 
-    def collection(self, lengths: Mapping[str, int]) -> Collection:
-        """The documents as a method reads them, with so many tokens of each feature."""
+    def collection(self, lengths: Mapping[str, int], image_size: int | None = None) -> Collection:
+        """The documents as a method reads them.
+
+        Args:
+          lengths: tokens of each feature.
+          image_size: pixels a side of images; None: the model reads none.
+        """
         corpus = self.corpus
-        texts = None
-        if corpus is not None:
+        texts = images = None
+        if isinstance(corpus, ImageCorpus):
+            images = corpus.images
+        elif corpus is not None:
             texts = documents_lib.FullTexts(corpus.titles, corpus.texts)
-        return Collection(self.table, texts, self.tokenizer, lengths)
+        return Collection(
+            self.table, texts, self.tokenizer, lengths, images=images, image_size=image_size
+        )
 
     def lines(self) -> tuple[str, ...]:
         """What there is, for a person to read."""
@@ -127,9 +164,15 @@ class Prepared:
             f"{table.length}, {table.vocab_size:,} tokens, {table.hash[:12]}",
         ]
         if self.corpus is not None:
-            sizes = ", ".join(f"{len(q):,} {split}" for split, q in self.corpus.queries.items())
+            sizes = [f"{len(q):,} {split}" for split, q in self.corpus.queries.items()]
             line = f"corpus       {self.corpus.name}: {len(self.corpus):,} documents"
-            lines.insert(0, f"{line}; queries: {sizes or 'none'}; {self.corpus.hash[:12]}")
+            if isinstance(self.corpus, ImageCorpus):
+                line += f", protocol {self.corpus.protocol}"
+                of_images = self.corpus.image_queries.items()
+                sizes += [f"{len(q):,} images {split}" for split, q in of_images]
+                sizes += [f"left out: {n:,} {why}" for why, n in self.corpus.skipped.items()]
+            sizes = ", ".join(sizes) or "none"
+            lines.insert(0, f"{line}; queries: {sizes}; {self.corpus.hash[:12]}")
         return tuple(lines)
 
 
@@ -177,21 +220,12 @@ def prepare(
 def _prepare(
     sources: Sources, model_dir: Path, write: bool, check: Callable[[int], None]
 ) -> Prepared:
-    if sources.corpus is None:
+    if sources.corpus is None and sources.images is None:
         return _prepare_foreign(sources, model_dir, write, check)
-    corpus, foreign = registration.load_corpus_for(
-        sources.corpus, sources.seed, sources.mixture_or_task_name
-    )
+    corpus, foreign = load_corpus_for(sources)
     path = table_path(sources, model_dir)
     table = _existing_table(sources, path, corpus)
-    tasks = registration.register_corpus_tasks(
-        corpus,
-        indexing_ratio=sources.indexing_ratio,
-        chunk_ratio=sources.chunk_ratio,
-        document_form=sources.document_form,
-        shuffle_buffer=sources.shuffle_buffer_size,
-        with_mixture=not foreign,
-    )
+    tasks = register_tasks(corpus, sources, with_mixture=not foreign)
     name = sources.mixture_or_task_name or tasks.mixture
     _check_task(name)
     tokenizer = _existing_tokenizer(sources, model_dir, corpus)
@@ -215,6 +249,43 @@ def _prepare(
         tasks=tasks,
         mixture_or_task_name=name,
         embeddings=embeddings,
+    )
+
+
+def load_corpus_for(sources: Sources) -> tuple[AnyCorpus, bool]:
+    """The corpus, and whether the tasks are another project's.
+
+    Raises:
+      ValueError, OSError: bad data, named.
+    """
+    name = sources.mixture_or_task_name
+    if not sources.of_images:
+        return registration.load_corpus_for(sources.corpus, sources.seed, name)
+    corpus = image_corpora.load_image_corpus(
+        sources.images or sources.corpus,
+        seed=sources.seed,
+        captions=sources.captions,
+        protocol=sources.protocol,
+        skip=sources.skip_unreadable,
+    )
+    return corpus, registration.is_foreign(name, corpus)
+
+
+def register_tasks(
+    corpus: AnyCorpus, sources: Sources, *, with_mixture: bool
+) -> registration.CorpusTasks:
+    """Registers the corpus's own tasks; see `data.registration` and `data.image_registration`."""
+    if isinstance(corpus, ImageCorpus):
+        return image_registration.register_image_tasks(
+            corpus, indexing_ratio=sources.indexing_ratio, with_mixture=with_mixture
+        )
+    return registration.register_corpus_tasks(
+        corpus,
+        indexing_ratio=sources.indexing_ratio,
+        chunk_ratio=sources.chunk_ratio,
+        document_form=sources.document_form,
+        shuffle_buffer=sources.shuffle_buffer_size,
+        with_mixture=with_mixture,
     )
 
 
@@ -270,6 +341,30 @@ def check_sources(sources: Sources) -> None:
             f"INDEXING_STRATEGY is {strategy.name!r}, which needs docids in text tokens; "
             f"DOCID_SPACE is {sources.space!r}, expected {TEXT_SPACE!r} or None"
         )
+    _check_modality(sources)
+
+
+def _check_modality(sources: Sources) -> None:
+    """Raises where a field is given that texts, or images, have no use for."""
+    default = Sources()
+    if sources.of_images:
+        what, names = (
+            "images",
+            {
+                "CHUNK_RATIO": "chunk_ratio",
+                "DOCUMENT_FORM": "document_form",
+                "INDEXING_STRATEGY": "indexing_strategy",
+                "SHUFFLE_BUFFER_SIZE": "shuffle_buffer_size",
+            },
+        )
+    else:
+        what, names = "texts", {"CAPTIONS": "captions", "PROTOCOL": "protocol"}
+    for macro, name in names.items():
+        if getattr(sources, name) != getattr(default, name):
+            raise ValueError(
+                f"{macro} is {getattr(sources, name)!r}, and documents are {what}; expected "
+                f"{getattr(default, name)!r}"
+            )
 
 
 def _prepare_foreign(
@@ -313,7 +408,7 @@ def _check_task(name: str) -> None:
         )
 
 
-def _existing_table(sources: Sources, path: Path, corpus: corpora.Corpus) -> DocidTable | None:
+def _existing_table(sources: Sources, path: Path, corpus: AnyCorpus) -> DocidTable | None:
     if not path.exists():
         if sources.docids is None:
             raise ValueError(
@@ -357,7 +452,7 @@ def _check_built_by(table: DocidTable, path: Path, builder: DocidBuilder, seed: 
 def _build_table(
     sources: Sources,
     path: Path,
-    corpus: corpora.Corpus,
+    corpus: AnyCorpus,
     tokenizer: tokenizers.Tokenizer,
     write: bool,
 ) -> tuple[DocidTable, np.ndarray | None]:
@@ -393,11 +488,11 @@ def _oracle_recall(sources: Sources, prepared: Prepared) -> oracle_lib.OracleRec
     return oracle_lib.oracle_recall(prepared.table, embeddings)
 
 
-def _embeddings(sources: Sources, corpus: corpora.Corpus) -> np.ndarray:
-    return sources.docids.embedder.embed(corpus.document_texts(), seed=sources.seed)
+def _embeddings(sources: Sources, corpus: AnyCorpus) -> np.ndarray:
+    return embed_documents(sources.docids.embedder, corpus, sources.seed)
 
 
-def _classes(sources: Sources, corpus: corpora.Corpus) -> np.ndarray:
+def _classes(sources: Sources, corpus: AnyCorpus) -> np.ndarray:
     if corpus.classes is None:
         raise ValueError(
             f"{sources.docids.kind} docids need a class for each document; the corpus "
@@ -406,7 +501,20 @@ def _classes(sources: Sources, corpus: corpora.Corpus) -> np.ndarray:
     return np.asarray(corpus.classes)
 
 
-def _check_built(table: DocidTable, builder: DocidBuilder, corpus: corpora.Corpus) -> None:
+def embed_documents(embedder: Embedder | ImageEmbedder, corpus: AnyCorpus, seed: int) -> np.ndarray:
+    """Embeddings float32 [N, E]: of images where the embedder reads them, else of texts.
+
+    Raises:
+      ValueError: the embedder has no use for the documents.
+    """
+    if not hasattr(embedder, "embed_images"):
+        return embedder.embed(corpus.document_texts(), seed=seed)
+    if not isinstance(corpus, ImageCorpus):
+        raise ValueError(f"{embedder} embeds images; the documents of '{corpus.name}' are texts")
+    return embedder.embed_images(corpus.images, seed=seed)
+
+
+def _check_built(table: DocidTable, builder: DocidBuilder, corpus: AnyCorpus) -> None:
     """Raises where a builder, maybe another project's, does not keep its promises."""
     promised = {
         "documents": (table.num_documents, len(corpus)),
@@ -460,6 +568,10 @@ def given_tokenizer(vocabulary: str) -> tokenizers.Tokenizer:
     if vocabulary == BYTES:
         return tokenizers.ByteTokenizer()
     path = Path(vocabulary).expanduser()
+    if not path.exists() and hub.is_hub_id(vocabulary):
+        path = hub.local_directory(vocabulary)
+    if (path / "merges.txt").is_file() or _is_clip(path):
+        return ClipTokenizer.from_file(path)
     if _is_or_has_checkpoint(path):
         metadata = checkpoints.load_metadata(checkpoints.latest_checkpoint(path))
         return tokenizers.from_spec(metadata["tokenizer"])
@@ -477,12 +589,17 @@ def given_tokenizer(vocabulary: str) -> tokenizers.Tokenizer:
     return tokenizers.SentencePieceTokenizer.from_file(path)
 
 
+def _is_clip(path: Path) -> bool:
+    config = path / "config.json"
+    return config.is_file() and "clip" in json.loads(config.read_text()).get("model_type", "")
+
+
 def _is_or_has_checkpoint(path: Path) -> bool:
     return (path / "metadata").is_dir() or any(path.glob("checkpoint_*/metadata"))
 
 
 def _existing_tokenizer(
-    sources: Sources, model_dir: Path, corpus: corpora.Corpus
+    sources: Sources, model_dir: Path, corpus: AnyCorpus
 ) -> tokenizers.Tokenizer | None:
     """The given vocabulary, or the one that was trained in this MODEL_DIR."""
     if sources.vocabulary is not None:
@@ -501,11 +618,13 @@ def _existing_tokenizer(
 
 
 def _train_tokenizer(
-    sources: Sources, model_dir: Path, corpus: corpora.Corpus, write: bool
+    sources: Sources, model_dir: Path, corpus: AnyCorpus, write: bool
 ) -> tokenizers.Tokenizer:
     texts = corpus.document_texts()
     if corpus.has_training_queries:
         texts += corpus.queries["train"].texts
+    if not any(texts):
+        return tokenizers.ByteTokenizer()  # images without a word
     tokenizer = tokenizers.train_sentencepiece(
         texts, vocab_size=sources.vocabulary_size, seed=sources.seed
     )
@@ -518,7 +637,7 @@ def _train_tokenizer(
     return tokenizer
 
 
-def _origin(sources: Sources, corpus: corpora.Corpus) -> dict[str, Any]:
+def _origin(sources: Sources, corpus: AnyCorpus) -> dict[str, Any]:
     """What a vocabulary trained on the corpus depends on."""
     values = (corpus.hash, sources.vocabulary_size, sources.seed)
     return dict(zip(_ORIGIN, values, strict=True))

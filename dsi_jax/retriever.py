@@ -1,4 +1,4 @@
-"""A trained index as an object: text in, ranked documents out.
+"""A trained index as an object: text or image in, ranked documents out.
 
     retriever = Retriever.load("runs/demo")
     for hit in retriever.search("who wrote the origin of species", k=5):
@@ -24,9 +24,11 @@ from dsi_jax import searcher as searcher_lib
 from dsi_jax.dense.store import EmbeddingStore
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.documents import Documents, FullTexts
+from dsi_jax.inputs import pad_rows
 from dsi_jax.methods.base import Collection, Method
 from dsi_jax.methods.dsi import DSI
 from dsi_jax.methods.registry import method_of
+from dsi_jax.models.streams import IMAGE, TEXT
 from dsi_jax.training import checkpoints
 
 _BATCH_SIZES = (1, 8, 64)  # one compiled program each
@@ -135,6 +137,7 @@ class Retriever:
                 texts=texts,
                 tokenizer=tokenizers.from_spec(metadata["tokenizer"]),
                 lengths=metadata["task_feature_lengths"],
+                image_size=metadata.get("image_size"),
                 store=EmbeddingStore(model_dir / "embeddings", checkpoints.fingerprint(directory)),
             ),
             documents=documents,
@@ -145,8 +148,12 @@ class Retriever:
         )
 
     def search(self, query: str, k: int = 10) -> list[Hit]:
-        """The k best documents for one query, best first."""
+        """The k best documents for one text, best first."""
         return self.search_batch([query], k)[0]
+
+    def search_image(self, image: str | Path | bytes, k: int = 10) -> list[Hit]:
+        """The k best documents for one image, a file or the bytes of one, best first."""
+        return self.search_images([image], k)[0]
 
     def search_batch(self, queries: Sequence[str], k: int = 10) -> list[list[Hit]]:
         """The k best documents for each query; fewer where the corpus has fewer.
@@ -158,19 +165,37 @@ class Retriever:
         Raises:
           ValueError: k below 1, or a query that is empty or not a text.
         """
-        if k < 1:
-            raise ValueError(f"k is {k}; expected at least 1")
         for i, query in enumerate(queries):
             if not isinstance(query, str) or not query.strip():
                 raise ValueError(f"query {i} is {query!r}; expected a text that is not empty")
+        return self._search(TEXT, queries, k)
+
+    def search_images(self, images: Sequence[str | Path | bytes], k: int = 10) -> list[list[Hit]]:
+        """The k best documents for each image; fewer where the corpus has fewer.
+
+        Args:
+          images: files, or the bytes of such.
+          k: documents a query, as in `search_batch`.
+
+        Raises:
+          ValueError: k below 1, or the index was not trained with images.
+          FileNotFoundError, images.ImageError: as `images.decode`.
+        """
+        return self._search(IMAGE, images, k)
+
+    def _search(self, modality: str, queries: Sequence[Any], k: int) -> list[list[Hit]]:
+        if k < 1:
+            raise ValueError(f"k is {k}; expected at least 1")
+        if not self._encodes(modality):
+            raise ValueError(f"the index has no encoder of {modality}s; it searches by others only")
+        inputs = self.collection.inputs
+        encode = inputs.images if modality == IMAGE else inputs.texts
         beam_size = self._capped(max(k, self._beam_size))
-        tokenizer, length = self.collection.tokenizer, self.collection.lengths["inputs"]
         ranked: list[list[Hit]] = []
         for start in range(0, len(queries), _BATCH_SIZES[-1]):
             chunk = queries[start : start + _BATCH_SIZES[-1]]
             size = next(s for s in _BATCH_SIZES if s >= len(chunk))
-            tokens_BxS = tokenizer.encode_batch(chunk, length)
-            batch = searcher_lib.text_batch(searcher_lib.pad_rows(tokens_BxS, size))
+            batch = {modality: pad_rows(encode(chunk), size)}
             result = searcher_lib.to_host(self._ranker.search(self.params, batch, beam_size))
             for i in range(len(chunk)):
                 keep = np.flatnonzero(result.valid[i] & (result.rows[i] >= 0))[:k]
@@ -178,6 +203,14 @@ class Retriever:
                     [self._hit(int(result.rows[i, j]), float(result.scores[i, j])) for j in keep]
                 )
         return ranked
+
+    def _encodes(self, modality: str) -> bool:
+        """Whether the model has an encoder of this modality."""
+        config = self.model.config
+        towers = getattr(config, "towers", config)  # those of a DSI, or contrastive ones
+        if not hasattr(towers, "image"):
+            return modality == TEXT
+        return (towers.text if modality == TEXT else towers.image) is not None
 
     def _capped(self, beam_size: int) -> int:
         return searcher_lib.cap_beams(beam_size, self.collection.table, self._constraint)

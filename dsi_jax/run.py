@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,20 @@ from dsi_jax.evaluations import Evaluations
 from dsi_jax.evaluator import Evaluation
 from dsi_jax.methods.base import Collection, Method, Stream
 from dsi_jax.methods.dsi import DSI
+from dsi_jax.models import towers_config as towers_lib
+from dsi_jax.models.clip_config import ClipTextConfig, ClipVisionConfig
+from dsi_jax.models.streams import IMAGE, MODALITIES, TEXT
 from dsi_jax.models.t5 import T5Config
+from dsi_jax.models.towers_config import TowersConfig
+from dsi_jax.pixels import Augmentation
 from dsi_jax.tokenizers import Tokenizer
 from dsi_jax.training import checkpoints, optimizers, partitioning
 from dsi_jax.training import program as program_lib
 from dsi_jax.training import state as state_lib
 from dsi_jax.training import step as step_lib
+
+if typing.TYPE_CHECKING:
+    from dsi_jax.towers_lender import TowersLender
 
 _DTYPES = ("float32", "bfloat16")
 _MODEL_OPTIONS = ("dropout_rate", "dtype", "remat", "scan_layers")
@@ -87,6 +96,19 @@ class TrainConfig:
       random_seed: of parameters, dropout and the order of the data.
       initial_checkpoint_path: weights to start from: a checkpoint of ours, or a T5 of Hugging Face
         or T5X. Ignored once MODEL_DIR has a checkpoint.
+      clip_checkpoint: a CLIP whose towers encode texts and images: a directory or hub id of
+        Hugging Face, or a MODEL_DIR of the contrastive method. Its weights are not read once
+        MODEL_DIR has a checkpoint.
+      text_encoder: without `clip_checkpoint`, the architecture of a tower for texts, of random
+        weights; its vocabulary becomes the tokenizer's. None: T5's encoder.
+      image_encoder: likewise of a tower for images; None: there are no images.
+      encoder_memory: what the decoder attends to of a tower, "pooled", "states" or "both".
+      image_size: pixels a side; None: the tower's own. Position embeddings are interpolated.
+      augmentation: weak, of the images that look for documents in training; None: none.
+      baseline: another method that is trained for as many steps on the same pairs and evaluated
+        beside this one, in MODEL_DIR/baseline; None: none.
+      baseline_steps: of its training, in place of as many as this run's.
+      baseline_optimizer: of its training, in place of this run's.
       assignment_map: (pattern of our path, lender's path or None) pairs; None: all of the lender's
         weights, those of its docids for the same docid table only.
       use_cached_tasks: read what `seqio_cache_tasks` wrote.
@@ -116,6 +138,15 @@ class TrainConfig:
     shuffle_train_examples: bool = True
     periods: Periods = Periods()
     evaluation: Evaluation | None = Evaluation()
+    clip_checkpoint: str | None = None
+    text_encoder: ClipTextConfig | None = None
+    image_encoder: ClipVisionConfig | None = None
+    encoder_memory: str = "both"
+    image_size: int | None = None
+    augmentation: Augmentation | None = None
+    baseline: Method | None = None
+    baseline_steps: int | None = None
+    baseline_optimizer: optimizers.Optimizer | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +164,7 @@ class Run:
       periods: how often to log, save and evaluate.
       metadata: what each checkpoint says of itself.
       lender: weights to start from; None: random ones, or the checkpoint's of a resumed run.
+      towers_lender: likewise of the towers.
       evaluations: rankings while training and at the end.
       plan: the run in figures.
     """
@@ -147,6 +179,7 @@ class Run:
     periods: Periods
     metadata: dict[str, Any]
     lender: lenders.Lender | None
+    towers_lender: TowersLender | None
     evaluations: Evaluations
     plan: preflight.Plan
 
@@ -199,7 +232,13 @@ def check(config: TrainConfig) -> None:
         CHECKPOINTS_KEPT=periods.keep,
         EVAL_PERIOD=periods.evaluate,
         EVAL_STEPS=periods.eval_steps,
+        IMAGE_SIZE=config.image_size,
+        BASELINE_STEPS=config.baseline_steps,
     )
+    if config.encoder_memory not in towers_lib.MEMORIES:
+        raise ValueError(
+            f"ENCODER_MEMORY is {config.encoder_memory!r}; expected one of {towers_lib.MEMORIES}"
+        )
     checks.check_whole_numbers(least=0, RANDOM_SEED=config.random_seed)
     checks.check_fractions(DROPOUT_RATE=config.dropout_rate)
     config.method.check()
@@ -235,15 +274,20 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
     if config.batch_size is not None:
         partitioning.check_batch_size(config.batch_size, mesh, config.microbatches)
     stored, lender = _origin(config, directory)
+    towers, clip = towers_of(config, directory)
     given = config.model or stored or (lender.t5 if lender is not None else None)
 
     def check_disk(num_documents: int) -> None:
         t5 = with_options(given or autosize.choose(num_documents).model, config)
-        needed = _least_checkpoint_bytes(t5, config)
+        needed = _least_checkpoint_bytes(t5, towers, config)
         preflight.check_disk(directory, needed * (config.periods.keep + 1))
 
     def text_vocab_size(tokenizer: Tokenizer) -> int:
-        return tokenizer.vocab_size if lender is None else lender.vocab_size_for(tokenizer)
+        if clip is not None and clip.text is not None:
+            clip.check_tokenizer(tokenizer)
+        if lender is None or towers is not None:  # a T5 then lends its decoder alone
+            return tokenizer.vocab_size
+        return lender.vocab_size_for(tokenizer)
 
     prepared = prepare_lib.prepare(
         config.sources,
@@ -260,10 +304,11 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
     train_steps = config.train_steps or size.train_steps
     vocab_size = stored.vocab_size if stored else text_vocab_size(prepared.tokenizer)
     t5 = dataclasses.replace(with_options(given or size.model, config), vocab_size=vocab_size)
-    model = config.method.new_model(t5, prepared.table)
 
-    collection = prepared.collection(lengths)
+    collection = prepared.collection(lengths, towers and towers.image and towers.image.image_size)
     stream = _stream(config, prepared, collection, mesh, batch_size)
+    towers = fitting(towers, stream, prepared.tokenizer, lengths["inputs"])
+    model = config.method.new_model(t5, prepared.table, towers)
     program = program_lib.build(
         model,
         config.optimizer,
@@ -272,6 +317,7 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
         train_steps=train_steps,
         microbatches=config.microbatches,
         loss=config.method.train_loss,
+        augment=config.augmentation,
     )
     plan = preflight.plan(
         program.shapes,
@@ -296,6 +342,7 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
         periods=periods,
         metadata=metadata,
         lender=lender,
+        towers_lender=clip,
         evaluations=Evaluations(
             config.evaluation,
             directory=directory,
@@ -325,13 +372,13 @@ def _stream(
     stream = pipeline_lib.TrainPipeline(
         name or prepared.mixture_or_task_name,
         table=collection.table,
-        tokenizer=collection.tokenizer,
-        feature_lengths=collection.lengths,
+        inputs=collection.inputs,
         batch_size=batch_size,
         seed=config.random_seed,
         split=split,
         parts=parts,
         num_parts=num_parts,
+        microbatches=config.microbatches,
         use_cached=config.use_cached_tasks,
         shuffle=config.shuffle_train_examples if shuffle is None else shuffle,
         strategy=strategies.Strategy(
@@ -343,13 +390,64 @@ def _stream(
     return config.method.batches(stream, collection)
 
 
+def towers_of(
+    config: TrainConfig, directory: Path
+) -> tuple[TowersConfig | None, TowersLender | None]:
+    """The towers as they are asked for, and the weights that they begin with."""
+    options: dict[str, Any] = {"remat": bool(config.remat)} if config.remat is not None else {}
+    if config.dtype is not None:
+        options["dtype"] = config.dtype
+    lender, text, image = None, config.text_encoder, config.image_encoder
+    if config.clip_checkpoint is not None:
+        # Transformers' CLIP takes seconds to import: only who borrows it pays for it.
+        from dsi_jax import towers_lender
+
+        lender = towers_lender.open_lender(config.clip_checkpoint)
+        text, image = lender.text, lender.image
+    if text is None and image is None:
+        return None, None
+    text = text and dataclasses.replace(text, **options)
+    if config.image_size is not None:
+        options["image_size"] = config.image_size
+    image = image and dataclasses.replace(image, **options)
+    has_begun = any(directory.glob("checkpoint_*"))
+    return TowersConfig(text, image, config.encoder_memory), None if has_begun else lender
+
+
+def fitting(
+    towers: TowersConfig | None,
+    stream: Stream,
+    tokenizer: Tokenizer,
+    length: int,
+) -> TowersConfig | None:
+    """The towers without those that nothing is encoded with, and for the tokenizer at hand.
+
+    Raises:
+      ValueError: the tower of texts cannot read so long texts, or was trained with another
+        vocabulary.
+    """
+    if towers is None:
+        return None
+    shapes = stream.batch_shapes()
+    text = towers.text if TEXT in shapes else None
+    image = towers.image if IMAGE in shapes or "document" in shapes else None
+    if text is not None:
+        if length > text.max_position_embeddings:
+            raise ValueError(
+                f"TASK_FEATURE_LENGTHS keeps {length} tokens; the tower of texts reads "
+                f"{text.max_position_embeddings}"
+            )
+        text = text.for_vocabulary(tokenizer.vocab_size, tokenizer.end_id)
+    return dataclasses.replace(towers, text=text, image=image)
+
+
 def _origin(config: TrainConfig, directory: Path) -> tuple[T5Config | None, lenders.Lender | None]:
     """Of a run with borrowed weights: the T5 in MODEL_DIR if it has begun, else the lender."""
     if config.initial_checkpoint_path is None:
         return None, None
     for path in sorted(directory.glob("checkpoint_*"), key=_step_of, reverse=True):
         # A checkpoint that cannot be read is named where the run is resumed.
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, KeyError):  # no T5 in a model of contrastive towers
             return T5Config.from_json(checkpoints.load_metadata(path)["model"]["t5"]), None
     return None, lenders.open_lender(config.initial_checkpoint_path)
 
@@ -365,12 +463,20 @@ def with_options(t5: T5Config, config: TrainConfig) -> T5Config:
     return dataclasses.replace(t5, **{k: v for k, v in options.items() if v is not None})
 
 
-def _least_checkpoint_bytes(t5: T5Config, config: TrainConfig) -> int:
+def _least_checkpoint_bytes(t5: T5Config, towers: TowersConfig | None, config: TrainConfig) -> int:
     """Bytes of a checkpoint but for the text and the docid vocabulary, which are not known yet."""
-    model = config.method.new_model(dataclasses.replace(t5, vocab_size=1), None)
+    model = config.method.new_model(dataclasses.replace(t5, vocab_size=1), None, towers)
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     text = {"tokens": tokens, "mask": tokens}
-    batch = {"text": text, "document": text, "decoder": {"inputs": tokens}}
+    batch: dict[str, Any] = {TEXT: text, "document": text}
+    if towers is not None:
+        batch = {TEXT: text} if towers.text else {}
+        if towers.image is not None:
+            side = towers.image.image_size
+            images = {"pixels": jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)}
+            batch |= {IMAGE: images, "document": images}
+    rows = sum(modality in batch for modality in MODALITIES)
+    batch["decoder"] = {"inputs": jax.ShapeDtypeStruct((rows, 1), jnp.int32)}
     params = nn.meta.unbox(state_lib.param_shapes(model, batch))
     moments = jax.eval_shape(config.optimizer.build(config.train_steps or 1).init, params)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, moments)))
@@ -390,4 +496,5 @@ def _metadata(
         "docid_table_hash": collection.table.hash,
         "docid_kind": collection.table.kind,
         "task_feature_lengths": dict(collection.lengths),
+        "image_size": collection.image_size,
     }

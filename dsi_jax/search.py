@@ -1,4 +1,4 @@
-"""`dsi-jax search MODEL_DIR "query"`: ranked documents in the terminal, or as JSON."""
+"""`dsi-jax search MODEL_DIR "a query"` or `--image FILE`: documents in the terminal, or as JSON."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("model_dir", metavar="MODEL_DIR", help="directory of a training run")
     parser.add_argument("query", nargs="*", help="queries; none: one a line from standard input")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="an image as a query; many"
+    )
     parser.add_argument("-k", type=int, default=5, help="documents a query (default: 5)")
     parser.add_argument("--beam_size", type=int, default=10, help="beams a query (default: 10)")
     parser.add_argument("--step", type=int, help="checkpoint to load (default: the newest)")
@@ -41,15 +44,25 @@ def run(arguments: argparse.Namespace, out: TextIO | None = None) -> int:
         constraint=arguments.constraint,
     )
     try:
+        for image in arguments.image:
+            _print([image], [retriever.search_image(image, arguments.k)], arguments.json, out)
+        if arguments.image and not arguments.query:
+            return 0
         for queries in _batches(arguments.query):
             found = retriever.search_batch(queries, arguments.k)
-            for query, hits in zip(queries, found, strict=True):
-                print(_as_json(query, hits) if arguments.json else as_text(query, hits), file=out)
-            out.flush()
+            _print(queries, found, arguments.json, out)
     except BrokenPipeError:  # whoever reads, such as `head`, has enough
         # Python would complain when it flushes the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
     return 0
+
+
+def _print(
+    queries: Sequence[str], found: Sequence[Sequence[Hit]], as_json: bool, out: TextIO
+) -> None:
+    for query, hits in zip(queries, found, strict=True):
+        print(_as_json(query, hits) if as_json else as_text(query, hits), file=out)
+    out.flush()
 
 
 def _batches(queries: Sequence[str]) -> Iterator[Sequence[str]]:

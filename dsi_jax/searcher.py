@@ -141,12 +141,6 @@ def text_batch(tokens_BxS: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
     return {"text": {"tokens": tokens_BxS, "mask": tokens_BxS != 0}}
 
 
-def pad_rows(tokens_BxS: np.ndarray, size: int) -> np.ndarray:
-    """Repeats the last query until the batch has `size` rows, so that one program serves all."""
-    missing = size - len(tokens_BxS)
-    return np.concatenate([tokens_BxS, np.repeat(tokens_BxS[-1:], missing, axis=0)])
-
-
 def to_host(result: Ranked) -> Ranked:
     """The result as NumPy arrays; waits for the device."""
     return jax.tree.map(np.asarray, result)

@@ -8,6 +8,8 @@ anything long, so that SIGTERM may come at any time.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import logging
 import signal
 import threading
@@ -19,6 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dsi_jax import evaluations as evaluations_lib
 from dsi_jax import evaluator, lenders, preflight
 from dsi_jax.evaluations import Evaluations
 from dsi_jax.methods.dsi import DSI
@@ -97,7 +100,8 @@ def train(config: TrainConfig, *, config_text: str = "", dry_run: bool = False) 
         state, step, seconds = _loop(run, state, checkpointer, evaluations, stop, seconds)
         if step >= run.train_steps:
             with contextlib.suppress(evaluator.Interrupted):
-                evaluations.finish(state.params, step, train_seconds=seconds)
+                beside = _baseline(run, config_text)
+                evaluations.finish(state.params, step, train_seconds=seconds, beside=beside)
                 return 0
     logger.info(
         "SIGTERM: saved step %s of %s in %s; the same command resumes it",
@@ -106,6 +110,60 @@ def train(config: TrainConfig, *, config_text: str = "", dry_run: bool = False) 
         run.directory,
     )
     return PREEMPTED
+
+
+def _baseline(run: Run, config_text: str) -> dict[str, evaluations_lib.Beside]:
+    """Trains the baseline in MODEL_DIR/baseline, if there is one, for as many steps.
+
+    Returns:
+      What to report beside the run, by name: the figures of each target, and the minutes.
+
+    Raises:
+      evaluator.Interrupted: SIGTERM came; the same command goes on.
+    """
+    config = run.config
+    if config.baseline is None or config.evaluation is None:
+        return {}
+    directory = run.directory / "baseline"
+    pairs = run.prepared.tasks and run.prepared.tasks.pairs
+    baseline = dataclasses.replace(
+        config,
+        model_dir=str(directory),
+        sources=dataclasses.replace(
+            config.sources,
+            docid_table=str(run.prepared.table_path),
+            vocabulary=config.sources.vocabulary or str(run.directory),
+            mixture_or_task_name=pairs or run.prepared.mixture_or_task_name,
+        ),
+        optimizer=config.baseline_optimizer or config.optimizer,
+        method=config.baseline,
+        baseline=None,
+        train_steps=config.baseline_steps or run.train_steps,
+        batch_size=run.stream.batch_size,
+        microbatches=1,
+        initial_checkpoint_path=None,
+    )
+    found = {}
+    title = config.baseline.title
+    if config.clip_checkpoint is not None:
+        zero_shot = set_up(
+            dataclasses.replace(baseline, model_dir=str(directory / "zero_shot")), write=True
+        )
+        params = zero_shot.towers_lender.lend(
+            zero_shot.program.model.config, zero_shot.program.init(config.random_seed).params
+        )
+        ranked = zero_shot.evaluations.on(
+            zero_shot.program.mesh, zero_shot.program.rules, lambda: False
+        ).reported(params)
+        found[f"{title}, zero-shot"] = evaluations_lib.Beside(ranked, 0.0)
+    report = directory / "report.json"
+    if not report.exists():
+        logger.info("\nbaseline: %s, in %s", title, directory)
+        if train(baseline, config_text=config_text) != 0:
+            raise evaluator.Interrupted
+    summary = json.loads(report.read_text())
+    found[title] = evaluations_lib.Beside(summary["test"], summary["train_seconds"])
+    return found
 
 
 def _first_state(
@@ -127,6 +185,9 @@ def _first_state(
         )
         params = run.lender.lend(borrower, state.params, run.config.assignment_map)
         state = state.replace(params=params)
+    if run.towers_lender is not None:
+        params = run.towers_lender.lend(run.program.model.config, state.params)
+        state = state.replace(params=params)
     return state, 0.0
 
 
@@ -134,9 +195,16 @@ def _identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
     identity = {name: metadata[name] for name in _IDENTITY}
     if metadata["method"] != DSI.kind:  # which a checkpoint of before there were others has not
         identity = {"method": metadata["method"]} | identity
-    t5 = {k: v for k, v in metadata["model"]["t5"].items() if k not in _NO_IDENTITY}
-    t5 = {k: v for k, v in t5.items() if v or k not in _LATER_OPTIONS}
-    return identity | {"model": metadata["model"] | {"t5": t5}}
+    return identity | {"model": _architecture(metadata["model"])}
+
+
+def _architecture(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a model's configuration what decides its parameters."""
+    return {
+        name: _architecture(value) if isinstance(value, Mapping) else value
+        for name, value in model.items()
+        if name not in _NO_IDENTITY and (value or name not in _LATER_OPTIONS)
+    }
 
 
 def _metadata(run: Run) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec
 
 from dsi_jax.models.clip_config import ClipTextConfig, ClipVisionConfig
-from dsi_jax.models.towers import ClipTextTower, ClipVisionTower, path_rules
+from dsi_jax.models.towers import ClipTextTower, ClipVisionTower
+from dsi_jax.models.towers_config import path_rules
 from dsi_jax.training import partitioning
 from dsi_jax.training.partitioning import MeshConfig
 from dsi_jax.training.state import shardings_of, state_shapes

@@ -16,6 +16,7 @@ import tensorflow as tf
 from dsi_jax import evaluator, train
 from dsi_jax.data import cached, corpora, features, metrics, pipeline, preprocessors, registration
 from dsi_jax.docids.atomic import Atomic
+from dsi_jax.inputs import Inputs
 from dsi_jax.tokenizers import ByteTokenizer
 from tests.small_corpus import write_corpus
 
@@ -53,7 +54,9 @@ def write_cache(task: seqio.Task, directory: Path) -> None:
 def make_pipeline(name, corpus, batch_size=8, **kwargs):
     table = Atomic().build(corpus.keys, corpus.hash)
     lengths = {"inputs": 200}
-    return pipeline.TrainPipeline(name, table, ByteTokenizer(), lengths, batch_size, 1, **kwargs)
+    return pipeline.TrainPipeline(
+        name, table, Inputs(ByteTokenizer(), lengths), batch_size, 1, **kwargs
+    )
 
 
 def texts(batch) -> list[tuple[int, bytes]]:

@@ -57,7 +57,7 @@ def test_embedding_is_that_of_pooled_states(pooling, embedding_dim):
     dsi = DSIModel(DSIConfig(T5, docid_vocab_size=3, docid_length=1))
     shared = {name: params[name] for name in ("token_embedder", "encoder")}
     states, _ = apply(dsi, shared, {"text": text}, method="encode")
-    found = apply(model, params, text, method="encode_query")
+    found = apply(model, params, {"text": text}, method="encode_query")
     for i, (state, mask) in enumerate(zip(np.asarray(states), text["mask"], strict=True)):
         pooled = state[mask].mean(axis=0) if pooling == "mean" else state[0]
         if embedding_dim is not None:
@@ -70,8 +70,8 @@ def test_padding_changes_nothing():
     text = make_batch()["text"]
     wider = {name: np.pad(array, [(0, 0), (0, 4)]) for name, array in text.items()}
     np.testing.assert_allclose(
-        apply(model, params, text, method="encode_query"),
-        apply(model, params, wider, method="encode_query"),
+        apply(model, params, {"text": text}, method="encode_query"),
+        apply(model, params, {"text": wider}, method="encode_query"),
         atol=1e-6,
     )
 
@@ -81,7 +81,7 @@ def test_text_without_tokens_is_the_zero_vector_and_has_a_gradient():
     empty = {"tokens": np.zeros((1, 4), np.int32), "mask": np.zeros((1, 4), bool)}
 
     def total(params):
-        return apply(model, params, empty, method="encode_query").sum()
+        return apply(model, params, {"text": empty}, method="encode_query").sum()
 
     value, gradients = jax.jit(jax.value_and_grad(total))(params)
     assert value == 0.0

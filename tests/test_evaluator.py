@@ -76,8 +76,7 @@ def predictor(parts):
     _, model, collection, _ = parts
     return Predictor(
         DSI().new_ranker(model, collection, beam_size=5, constraint="trie"),
-        tokenizer=collection.tokenizer,
-        feature_lengths=collection.lengths,
+        inputs=collection.inputs,
         batch_size=3,
     )
 

@@ -19,6 +19,7 @@ from dsi_jax.data import (
     registration,
 )
 from dsi_jax.docids.naive import NaiveString
+from dsi_jax.inputs import Inputs
 from dsi_jax.tokenizers import ByteTokenizer
 
 LENGTHS = {"inputs": 32}
@@ -56,7 +57,9 @@ class NumberSearch:
     def __call__(self, dataset: tf.data.Dataset):
         answers = []
         for indices, examples in tfds.as_numpy(dataset.batch(5)):
-            batch = collate.Collator(self.table, ByteTokenizer(), LENGTHS).batch(examples)
+            batch = collate.Collator(self.table, Inputs(ByteTokenizer(), LENGTHS)).batch(
+                {"text": examples}
+            )
             self.batches.append(batch)
             for index, tokens in zip(indices, batch["text"]["tokens"], strict=True):
                 text = bytes(t - 3 for t in tokens if t >= 3).decode()

@@ -14,6 +14,7 @@ from dsi_jax import autosize, gin_utils, prepare, run
 from dsi_jax.gin_utils import ConfigError, GinArguments
 from dsi_jax.methods.dsi import DSI
 from dsi_jax.models import sizes
+from dsi_jax.models.towers_config import TowersConfig
 from dsi_jax.training import partitioning
 from dsi_jax.training import state as state_lib
 
@@ -29,6 +30,8 @@ GIVEN = {
     "INFER_OUTPUT_DIR": "elsewhere",
     "INITIAL_CHECKPOINT_PATH": "lender",
     "DOCUMENT_ENCODER": "bert",
+    "IMAGES": "pictures",
+    "CLIP_CHECKPOINT": "clip",
 }
 
 
@@ -51,6 +54,7 @@ def needed_macros(file: str) -> dict[str, str]:
 def test_shipped_file_parses_and_evaluates(file, tmp_path):
     companions = []
     without_docids = ("runs/train.gin", "runs/finetune.gin", "experiments/report_1k.gin")
+    without_docids += ("runs/train_images.gin", "runs/finetune_images.gin")
     if file in (*without_docids, "runs/dual_encoder.gin"):
         companions = ["docids/atomic.gin", "optimizers/adamw.gin"]
     if file.startswith("models/"):
@@ -64,7 +68,9 @@ def test_shipped_file_parses_and_evaluates(file, tmp_path):
         files = ["optimizers/adamw.gin", file]
     folder = Path(file).parts[0]
     if folder == "methods":  # which follow a run file
-        files = ["runs/train.gin", "optimizers/adafactor.gin", file]
+        files = ["runs/train.gin", "optimizers/adafactor.gin", "models/clip_tiny.gin", file]
+        if file != "methods/contrastive.gin":
+            del files[2]
     parse(*files, **needed_macros(files[0]))
     if folder == "meshes":
         config = evaluated(gin_utils.query_macro("MESH"))
@@ -94,14 +100,23 @@ def check_run(config) -> None:
     """What is asked for is possible, and so is the model that it, or the corpus's size, names."""
     run.check(config)
     assert config.dropout_rate == 0.1
-    check_shapes(config.method, config.model or autosize.choose(1000).model, config.optimizer)
+    towers = None
+    if config.image_encoder is not None:
+        towers = TowersConfig(config.text_encoder, config.image_encoder)
+    t5 = config.model or autosize.choose(1000).model
+    check_shapes(config.method, t5, config.optimizer, towers)
 
 
-def check_shapes(method, t5, optimizer) -> None:
-    model = method.new_model(t5, None)
+def check_shapes(method, t5, optimizer, towers=None) -> None:
+    model = method.new_model(t5, None, towers)
     tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32)
     text = {"tokens": tokens, "mask": tokens}
     batch = {"text": text, "document": text, "decoder": {"inputs": tokens}}
+    if towers is not None:
+        side = towers.image.image_size
+        images = {"pixels": jax.ShapeDtypeStruct((2, side, side, 3), jnp.uint8)}
+        four = jax.ShapeDtypeStruct((4, 8), jnp.int32)
+        batch |= {"image": images, "document": images, "decoder": {"inputs": four}}
     mesh = partitioning.make_mesh(partitioning.MeshConfig())
     state = state_lib.state_shapes(model, optimizer.build(100), batch, mesh)
     assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(state))

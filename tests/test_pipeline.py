@@ -20,6 +20,7 @@ from dsi_jax.data.strategies import Strategy
 from dsi_jax.docids import text_space
 from dsi_jax.docids.atomic import Atomic
 from dsi_jax.docids.naive import NaiveString
+from dsi_jax.inputs import Inputs
 from dsi_jax.tasks import demo  # here, so that what it registers outlives each test
 from dsi_jax.tokenizers import ByteTokenizer
 
@@ -50,7 +51,9 @@ def make_corpus(count: int = NUM_DOCUMENTS, with_training_queries: bool = True) 
 def make_pipeline(name, corpus=None, batch_size=8, seed=1, builder=None, **kwargs):
     corpus = corpus or make_corpus()
     table = (builder or Atomic()).build(corpus.keys, corpus.hash)
-    return pipeline.TrainPipeline(name, table, ByteTokenizer(), LENGTHS, batch_size, seed, **kwargs)
+    return pipeline.TrainPipeline(
+        name, table, Inputs(ByteTokenizer(), LENGTHS), batch_size, seed, **kwargs
+    )
 
 
 def take(stream, count: int) -> list[collate.Batch]:
@@ -595,7 +598,7 @@ def test_buffered_streams_of_random_strategies_resume_exactly(strategy):
 
     def stream(**kwargs):
         return pipeline.TrainPipeline(
-            tasks.mixture, table, ByteTokenizer(), LENGTHS, 8, 1,
+            tasks.mixture, table, Inputs(ByteTokenizer(), LENGTHS), 8, 1,
             strategy=Strategy(strategy, seed=1, first_sentinel=259), **kwargs,
         )  # fmt: skip
 

@@ -11,7 +11,8 @@ from flax.traverse_util import flatten_dict
 
 from dsi_jax.models.clip import Clip
 from dsi_jax.models.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
-from dsi_jax.models.towers import MEMORIES, ClipTextTower, ClipVisionTower, path_rules
+from dsi_jax.models.towers import ClipTextTower, ClipVisionTower
+from dsi_jax.models.towers_config import MEMORIES, path_rules
 from dsi_jax.pixels import CLIP_MEAN, CLIP_STD
 
 END, WIDTH, LENGTH = 1, 24, 6  # T5's end token; it pads with 0

@@ -428,7 +428,7 @@ def test_step_errors():
     with pytest.raises(ValueError, match="microbatches is 0"):
         start(microbatches=0)
     state, step = start(microbatches=3)
-    with pytest.raises(ValueError, match=r"batch\['decoder'\]\['targets'\] has 8 rows"):
+    with pytest.raises(ValueError, match=r"of \[8\] rows does not divide into 3 microbatches"):
         step(state, make_batch())
 
 

@@ -10,6 +10,11 @@ _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 FLAX_WEIGHTS = "flax_model.msgpack"
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether a text has the form of a hub id of an owner's model, "owner/name"."""
+    return "/" in source and _HUB_ID.fullmatch(source) is not None
+
+
 def local_directory(source: str | Path) -> Path:
     """The directory of a pretrained model, downloaded into the hub's cache if it is not local.
 

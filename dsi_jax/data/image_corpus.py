@@ -21,10 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from dsi_jax.data.corpora import QuerySet
+from dsi_jax.images import ImageSource
 
 PROTOCOLS = ("heldout_caption", "karpathy_test", "full_corpus", "image_query")
-
-ImageSource = Path | bytes  # a file, or the bytes of one
 
 
 class HashedFiles(Sequence[Path]):
@@ -211,9 +210,33 @@ class ImageCorpus:
                     captions[row].append(text)
         return captions
 
+    @property
+    def has_training_queries(self) -> bool:
+        """Whether there are training captions."""
+        return "train" in self.queries
+
+    @property
+    def titles(self) -> list[str]:
+        """N empty titles: an image goes by its key."""
+        return [""] * len(self)
+
+    @functools.cached_property
+    def texts(self) -> list[str]:
+        """N texts to show and to search by words: the training captions of each image."""
+        return [" / ".join(captions) for captions in self.training_captions()]
+
+    def document_texts(self) -> list[str]:
+        """N strings, as of `Corpus`: the training captions."""
+        return list(self.texts)
+
     def documents_with_training_query(self) -> np.ndarray:
         """bool [N]: whether a training caption points to the image (*seen*)."""
         return np.array([bool(captions) for captions in self.training_captions()], bool)
+
+    def seen(self, split: str) -> np.ndarray:
+        """bool [Q]: whether a relevant image of a caption had a training caption."""
+        documents = self.documents_with_training_query()
+        return np.array([documents[rows].any() for rows in self.queries[split].relevant], bool)
 
 
 def _content_hashes(images: Sequence[ImageSource]) -> Iterator[bytes]:

@@ -1,7 +1,8 @@
 """The training stream: batch t is a function of the seed and t alone.
 
-tf.data carries raw text and rows in one global order, the same on every host; a host
-keeps its parts of each batch, tokenizes it and looks its docids up in NumPy. The
+tf.data carries raw text, encoded images and rows in one global order a modality, the same
+on every host; a host keeps its parts of each batch, tokenizes and decodes them and looks
+their docids up in NumPy. The
 state of the stream is a few kilobytes, and that of any host serves all.
 """
 
@@ -23,9 +24,9 @@ from dsi_jax.data import cached, collate, converters, features
 from dsi_jax.data.sources import InMemorySource
 from dsi_jax.data.strategies import DEFAULT_STRATEGY, Strategy
 from dsi_jax.docids.table import DocidTable
-from dsi_jax.tokenizers import Tokenizer
+from dsi_jax.inputs import Inputs
+from dsi_jax.models.streams import IMAGE
 
-TEXT = "text"
 _STATE_VERSION = 1
 _HEADER = "header.json"
 
@@ -44,13 +45,13 @@ class TrainPipeline:
         self,
         mixture_or_task_name: str,
         table: DocidTable,
-        tokenizer: Tokenizer,
-        feature_lengths: Mapping[str, int],
+        inputs: Inputs,
         batch_size: int,
         seed: int,
         split: str = "train",
         parts: Sequence[int] | None = None,
         num_parts: int = 1,
+        microbatches: int = 1,
         use_cached: bool = False,
         shuffle: bool = True,
         strategy: Strategy = DEFAULT_STRATEGY,
@@ -60,26 +61,29 @@ class TrainPipeline:
         Args:
           mixture_or_task_name: a registered mixture or task of this or another project.
           table: docids of the corpus that the tasks' rows refer to.
-          tokenizer: tokenizes text.
-          feature_lengths: {"inputs": S}, source tokens an example.
+          inputs: makes the encoders' inputs of texts and images.
           batch_size: B, examples in a global batch.
           seed: decides the order, the mixing and the preprocessors' random choices.
           split: the split to train on.
           parts: this host's parts of each batch, in order; None: all.
-          num_parts: equal parts of a batch, one a data shard of the mesh; modalities get
-            multiples of it.
+          num_parts: equal parts of a batch, one a data shard of the mesh.
+          microbatches: parts into which a step splits its batch; modalities get multiples of
+            `num_parts` times it.
           use_cached: read what `seqio_cache_tasks` wrote of the tasks; see `data.cached`.
           shuffle: False keeps each task in its own order.
           strategy: what indexing examples ask of the model.
 
         Raises:
           ValueError: if the batch does not divide, no task has the split, a task belongs
-            to another corpus than the table, a cache is asked for and is not there, or a
-            modality would get no example.
+            to another corpus than the table, a cache is asked for and is not there, a
+            modality would get no example, or the strategy makes targets of images.
         """
-        self._collator = collate.Collator(table, tokenizer, feature_lengths, strategy)
-        if num_parts < 1 or batch_size < 1 or batch_size % num_parts:
-            raise ValueError(f"a batch of {batch_size} does not divide into {num_parts} parts")
+        self._collator = collate.Collator(table, inputs, strategy)
+        if num_parts < 1 or batch_size < 1 or batch_size % (num_parts * microbatches):
+            raise ValueError(
+                f"a batch of {batch_size} does not divide into {num_parts} parts of {microbatches} "
+                "microbatches"
+            )
         self._parts = range(num_parts) if parts is None else tuple(parts)
         if not set(self._parts) <= set(range(num_parts)):
             raise ValueError(f"parts {self._parts} are not all among {num_parts} parts")
@@ -97,9 +101,14 @@ class TrainPipeline:
         sizes = [task.num_input_examples(split) for task in rates]
         self.num_examples = None if None in sizes else sum(sizes)
         self._rates = {task.name: rate for task, rate in rates.items()}
-        mixtures = _mixture_per_modality(rates)
+        mixtures = _mixture_per_modality(rates, split)
+        if IMAGE in mixtures and strategy.needs_text_space:
+            raise ValueError(
+                f"INDEXING_STRATEGY is {strategy.name!r}, and an image cannot be a target; "
+                "expected 'inputs2targets'"
+            )
         self._asked = {m: mixture.total_rate for m, mixture in mixtures.items()}
-        self._sizes = stream_sizes(self._asked, batch_size, num_parts)
+        self._sizes = stream_sizes(self._asked, batch_size, num_parts * microbatches)
         self._identity = {
             "version": _STATE_VERSION,
             "name": mixture_or_task_name,
@@ -118,9 +127,7 @@ class TrainPipeline:
                 task.name: getattr(task.source, "fingerprint", None) for task in rates
             }
         self._datasets = {
-            modality: _dataset(
-                mixture, feature_lengths, self._sizes[modality], split, seed, shuffle
-            )
+            modality: _dataset(mixture, inputs.length, self._sizes[modality], split, seed, shuffle)
             for modality, mixture in mixtures.items()
         }
         self._iterators = {modality: iter(ds) for modality, ds in self._datasets.items()}
@@ -130,18 +137,25 @@ class TrainPipeline:
 
     def __next__(self) -> collate.Batch:
         """This host's parts of the next global batch; see `collate.Collator.batch`."""
-        size = self._sizes[TEXT] // self._num_parts
-        places = np.concatenate([np.arange(part * size, (part + 1) * size) for part in self._parts])
-        elements = next(self._iterators[TEXT])
-        # Taken as tensors: what other hosts keep is never copied out of TensorFlow.
-        mine = {k: tf.gather(v, places).numpy() for k, v in elements.items()}
-        batch = self._collator.batch(mine, step=self.step, places_B=places)
+        examples, places = {}, {}
+        for modality, iterator in self._iterators.items():
+            mine = places[modality] = self._places(modality)
+            # Taken as tensors: what other hosts keep is never copied out of TensorFlow.
+            examples[modality] = {
+                name: tf.gather(values, mine).numpy() for name, values in next(iterator).items()
+            }
+        batch = self._collator.batch(examples, step=self.step, places=places)
         self.step += 1
         return batch
 
+    def _places(self, modality: str) -> np.ndarray:
+        """Of the global stream those that this host keeps."""
+        size = self._sizes[modality] // self._num_parts
+        return np.concatenate([np.arange(part * size, (part + 1) * size) for part in self._parts])
+
     def batch_shapes(self) -> collate.Batch:
         """ShapeDtypeStructs of the global batch."""
-        return self._collator.shapes(self.batch_size)
+        return self._collator.shapes(self._sizes)
 
     def lines(self) -> tuple[str, ...]:
         """Asked and effective rates, for a person to read."""
@@ -304,22 +318,28 @@ def _corpus_hash(task: seqio.Task, split: str) -> str | None:
     return None
 
 
-def _mixture_per_modality(rates: Mapping[seqio.Task, float]) -> dict[str, seqio.Mixture]:
+def _mixture_per_modality(
+    rates: Mapping[seqio.Task, float], split: str
+) -> dict[str, seqio.Mixture]:
     """Unregistered mixtures of the tasks of each modality, at their rates."""
-    return {TEXT: _FullShuffleMixture(TEXT, list(rates.items()))}
+    tasks: dict[str, list[tuple[seqio.Task, float]]] = {}
+    for task, rate in rates.items():
+        modality = converters.modality(task, split)
+        tasks.setdefault(modality, []).append((task, rate))
+    return {modality: _FullShuffleMixture(modality, own) for modality, own in tasks.items()}
 
 
 def _dataset(
     mixture: seqio.Mixture,
-    feature_lengths: Mapping[str, int],
+    length: int,
     batch_size: int,
     split: str,
     seed: int,
     shuffle: bool,
 ) -> tf.data.Dataset:
     """Batches of flat examples in the global order."""
-    converter = converters.DSIFeatureConverter(converters.is_tokenized(mixture))
-    lengths = converters.task_lengths(feature_lengths)
+    converter = converters.converter_for(mixture)
+    lengths = converters.task_lengths(mixture, {features.INPUTS: length})
     dataset = mixture.get_dataset(
         sequence_length=lengths,
         split=split,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import seqio
 import tensorflow as tf
@@ -12,6 +12,10 @@ from dsi_jax.data import corpora, features
 # Fields of whole documents, of which a part becomes `inputs`, another one in each pass.
 DOCUMENT = "document"  # a few words, as a query would have
 WHOLE = "whole_document"  # a chunk as long as the model reads
+# Fields of images: the path of a file, the captions of which one is drawn each pass, the class.
+IMAGE_FILE = "image_file"
+CHOICES = "caption_choices"
+CLASS = "class"
 _READ_LENGTH = 32  # where a task is read without lengths, as evaluations of text tasks are
 
 
@@ -72,6 +76,59 @@ def chunk_documents(
         read = (sequence_length or {}).get(features.INPUTS, _READ_LENGTH)
         return _chunk(dataset, WHOLE, (read, read))
     return dataset
+
+
+def read_images(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Replaces the path `image_file`, string [1], by the file's content, `image`, string [1].
+
+    What has no image gets an empty `image`, and what has no text empty `inputs`.
+    """
+
+    def read(element: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        if IMAGE_FILE in element:
+            element |= {features.IMAGE: tf.io.read_file(element.pop(IMAGE_FILE)[0])[tf.newaxis]}
+        nothing = tf.zeros([0], tf.string)
+        has_text = features.INPUTS in element or CHOICES in element
+        element.setdefault(features.IMAGE, nothing)
+        return element if has_text else element | {features.INPUTS: nothing}
+
+    return dataset.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def choose_caption(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Draws `inputs` from `caption_choices`, another one each pass; else nothing changes."""
+    if CHOICES not in dataset.element_spec:
+        return dataset
+    return _choose(dataset, CHOICES, features.INPUTS, lambda captions: captions)
+
+
+def choose_row(
+    dataset: tf.data.Dataset, rows_of_class: tf.RaggedTensor | None = None
+) -> tf.data.Dataset:
+    """Draws `targets` among the rows of an example's `class`, another one each pass.
+
+    Args:
+      dataset: elements with the field as int32 [1]; others pass unchanged.
+      rows_of_class: int32 [classes, (rows)].
+    """
+    if CLASS not in dataset.element_spec:
+        return dataset
+    return _choose(dataset, CLASS, features.TARGETS, lambda number: rows_of_class[number[0]])
+
+
+def _choose(
+    dataset: tf.data.Dataset,
+    field: str,
+    feature: str,
+    choices_of: Callable[[tf.Tensor], tf.Tensor],
+) -> tf.data.Dataset:
+    @seqio.map_over_dataset(num_seeds=1)
+    def choose(element: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        choices = choices_of(element.pop(field))
+        index = tf.random.stateless_uniform([], seed, maxval=tf.size(choices), dtype=tf.int32)
+        return element | {feature: choices[index][tf.newaxis]}
+
+    return choose(dataset)
 
 
 def _chunk(dataset: tf.data.Dataset, field: str, num_words: tuple[int, int]) -> tf.data.Dataset:

@@ -7,13 +7,17 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import seqio
 
 from dsi_jax.data import corpora, document_forms, features, metrics, preprocessors
 from dsi_jax.data.corpora import Corpus, QuerySet
+from dsi_jax.data.image_corpus import ImageCorpus
 from dsi_jax.data.sources import Column, InMemorySource, LazySource
+
+_KINDS = ("indexing", "chunks", "retrieval", "images", "dsi", "pairs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +30,23 @@ class CorpusTasks:
       chunks: task random chunk of a document -> row, new each pass; "train" only; None
         where the mixture has none.
       retrieval: task query -> row; "train" and the evaluation splits.
-      mixture: mixture of the two, for training.
+      images: task image -> row of another project's or a view's document: evaluation splits and,
+        where images have classes, "train"; None where there are no such queries.
+      mixture: mixture of these, for training.
+      pairs: the same without indexing examples, for methods that learn from pairs; None where there
+        would be nothing to train on, and for texts.
       evaluation_splits: splits of `retrieval` to evaluate on, among "dev" and "test".
       corpus_hash: `Corpus.hash`.
     """
 
     indexing: str
     chunks: str | None
-    retrieval: str
+    retrieval: str | None
     mixture: str
     evaluation_splits: tuple[str, ...]
     corpus_hash: str
+    images: str | None = None
+    pairs: str | None = None
 
 
 def register_corpus_tasks(
@@ -76,14 +86,9 @@ def register_corpus_tasks(
     """
     if not (isinstance(chunk_ratio, int | float) and chunk_ratio >= 0):
         raise ValueError(f"chunk_ratio is {chunk_ratio!r}; expected a number of at least 0")
-    if indexing_ratio is not None and not (
-        isinstance(indexing_ratio, int | float) and indexing_ratio >= 0
-    ):
-        raise ValueError(
-            f"indexing_ratio is {indexing_ratio!r}; expected a number of at least 0 or None"
-        )
+    check_ratio("indexing_ratio", indexing_ratio)
     document_forms.check(document_form)
-    prefix = _prefix(corpus, name)
+    prefix = prefix_of(corpus, name)
     tasks = CorpusTasks(
         indexing=f"{prefix}_indexing",
         chunks=f"{prefix}_chunks" if chunk_ratio else None,
@@ -99,7 +104,7 @@ def register_corpus_tasks(
     if tasks.chunks is not None:
         sources[tasks.chunks] = _chunk_source(corpus, tasks.chunks, shuffle_buffer)
     for task, source in sources.items():
-        _add_task(task, source)
+        _add_text_task(task, source)
 
     sizes = {task: source.num_input_examples("train") for task, source in sources.items()}
     ratio = sizes[tasks.indexing] / sizes[tasks.retrieval]
@@ -109,7 +114,7 @@ def register_corpus_tasks(
     if tasks.chunks is not None:
         rates[tasks.chunks] = float(chunk_ratio)
     if with_mixture:
-        _add_mixture(tasks.mixture, rates)
+        add_mixture(tasks.mixture, rates)
     return tasks
 
 
@@ -131,11 +136,16 @@ def load_corpus_for(spec: str, seed: int, mixture_or_task_name: str | None) -> t
       ValueError: see `corpora.load_corpus`.
     """
     corpus = corpora.load_corpus(spec, seed, complete=False)
-    registered = {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}
-    own = {f"{_prefix(corpus, None)}_{kind}" for kind in ("indexing", "chunks", "retrieval", "dsi")}
-    if mixture_or_task_name in registered - own:
+    if is_foreign(mixture_or_task_name, corpus):
         return corpus, True
     return corpora.complete_splits(corpus, seed), False
+
+
+def is_foreign(mixture_or_task_name: str | None, corpus: Corpus | ImageCorpus) -> bool:
+    """Whether a registered task or mixture of that name is another project's."""
+    registered = {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}
+    own = {f"{prefix_of(corpus, None)}_{kind}" for kind in _KINDS}
+    return mixture_or_task_name in registered - own
 
 
 def register_retrieval_task(corpus: Corpus, name: str | None = None) -> str:
@@ -147,8 +157,8 @@ def register_retrieval_task(corpus: Corpus, name: str | None = None) -> str:
     Raises:
       ValueError: if the name is taken by other content.
     """
-    task = f"{_prefix(corpus, name)}_retrieval"
-    _add_task(task, _retrieval_source(corpus, task, None))
+    task = f"{prefix_of(corpus, name)}_retrieval"
+    _add_text_task(task, _retrieval_source(corpus, task, None))
     return task
 
 
@@ -178,12 +188,23 @@ def register_lazily(
     def retrieve() -> InMemorySource:
         return _retrieval_source(loaded(), retrieval, None)
 
-    _add_task(indexing, LazySource(index, ["train"]))
-    _add_task(retrieval, LazySource(retrieve, splits))
-    _add_mixture(f"{name}_dsi", {indexing: float(indexing_ratio), retrieval: 1.0})
+    _add_text_task(indexing, LazySource(index, ["train"]))
+    _add_text_task(retrieval, LazySource(retrieve, splits))
+    add_mixture(f"{name}_dsi", {indexing: float(indexing_ratio), retrieval: 1.0})
 
 
-def _prefix(corpus: Corpus, name: str | None) -> str:
+def check_ratio(name: str, ratio: float | None) -> None:
+    """Raises unless a ratio is None or a number of at least 0.
+
+    Raises:
+      ValueError: naming it.
+    """
+    if ratio is not None and not (isinstance(ratio, int | float) and ratio >= 0):
+        raise ValueError(f"{name} is {ratio!r}; expected a number of at least 0 or None")
+
+
+def prefix_of(corpus: Corpus | ImageCorpus, name: str | None) -> str:
+    """What the names of a corpus's tasks begin with."""
     return re.sub(r"[^\w.:#]", "_", corpus.name if name is None else name)
 
 
@@ -194,7 +215,7 @@ def _indexing_source(
     texts = corpus.document_texts()
     inputs, texts = document_forms.field(form, [texts[row] for row in rows])
     columns = {
-        inputs: _strings(texts),
+        inputs: strings(texts),
         features.TARGETS: rows[:, None],
         features.IS_INDEXING: np.ones([len(rows), 1], np.int32),
     }
@@ -213,7 +234,7 @@ def _retrieval_source(corpus: Corpus, task: str, shuffle_buffer: int | None) -> 
     else:
         train = _chunk_columns(corpus, _rows(corpus, None), is_indexing=False)
     evaluation = {
-        split: _query_columns(queries, corpus.seen(split))
+        split: query_columns(queries, corpus.seen(split))
         for split, queries in corpus.queries.items()
         if split != "train"
     }
@@ -240,7 +261,7 @@ def _rows(corpus: Corpus, shuffle_buffer: int | None) -> np.ndarray:
 
 def _chunk_columns(corpus: Corpus, rows: np.ndarray, is_indexing: bool) -> dict[str, Column]:
     return {
-        preprocessors.DOCUMENT: _strings(corpus.document_texts())[rows],
+        preprocessors.DOCUMENT: strings(corpus.document_texts())[rows],
         features.TARGETS: rows[:, None],
         features.IS_INDEXING: np.full([len(rows), 1], int(is_indexing), np.int32),
     }
@@ -251,26 +272,26 @@ def _pair_columns(queries: QuerySet) -> dict[str, Column]:
     counts = [len(rows) for rows in queries.relevant]
     rows = np.concatenate(queries.relevant).astype(np.int32)
     return {
-        features.INPUTS: np.repeat(_strings(queries.texts), counts, axis=0),
+        features.INPUTS: np.repeat(strings(queries.texts), counts, axis=0),
         features.TARGETS: rows[:, None],
         features.IS_INDEXING: np.zeros([len(rows), 1], np.int32),
     }
 
 
-def _query_columns(queries: QuerySet, seen: np.ndarray) -> dict[str, Column]:
-    """One example a query; the target is its most relevant document."""
+def query_columns(queries: QuerySet, seen: np.ndarray) -> dict[str, Column]:
+    """One evaluation example a query; the target is its most relevant document."""
     return {
-        features.INPUTS: _strings(queries.texts),
+        features.INPUTS: strings(queries.texts),
         features.TARGETS: np.array([rows[:1] for rows in queries.relevant], np.int32),
         features.IS_INDEXING: np.zeros([len(queries), 1], np.int32),
-        features.QUERY_ID: _strings(queries.ids),
+        features.QUERY_ID: strings(queries.ids),
         features.RELEVANT: queries.relevant,
         features.RELEVANCE: queries.relevance,
         features.SEEN: seen.astype(np.int32)[:, None],
     }
 
 
-def _strings(texts: list[str]) -> np.ndarray:
+def strings(texts: list[str]) -> np.ndarray:
     """Object array [n, 1] of UTF-8 bytes; a lone surrogate becomes "?"."""
     encoded = [text.encode("utf-8", "replace") for text in texts]
     return np.array(encoded, dtype=object)[:, None]
@@ -284,7 +305,28 @@ def _fingerprint(corpus: Corpus, form: str | None, shuffle_buffer: int | None) -
     return digest.hexdigest()
 
 
-def _add_task(name: str, source: InMemorySource) -> None:
+def _add_text_task(name: str, source: InMemorySource) -> None:
+    add_task(
+        name,
+        source,
+        # Chunks stand behind the cache: they are new each pass with it, too.
+        preprocessors=[seqio.CacheDatasetPlaceholder(), preprocessors.chunk_documents],
+        output_features=features.output_features(),
+        metric_fns=[metrics.retrieval_metrics],
+    )
+
+
+def add_task(name: str, source: InMemorySource, **options: Any) -> None:
+    """Registers a task of documents' rows, unless the same is registered already.
+
+    Args:
+      name: its name.
+      source: its source, which shuffles.
+      options: further ones of `seqio.TaskRegistry.add`.
+
+    Raises:
+      ValueError: if the name is taken by other content.
+    """
     if name in seqio.TaskRegistry.names():
         registered = seqio.TaskRegistry.get(name).source
         if (
@@ -299,16 +341,18 @@ def _add_task(name: str, source: InMemorySource) -> None:
     seqio.TaskRegistry.add(
         name,
         source=source,
-        # Chunks stand behind the cache: they are new each pass with it, too.
-        preprocessors=[seqio.CacheDatasetPlaceholder(), preprocessors.chunk_documents],
-        output_features=features.output_features(),
         postprocess_fn=metrics.postprocess,
-        metric_fns=[metrics.retrieval_metrics],
         shuffle_buffer_size=None,  # the source shuffles
+        **options,
     )
 
 
-def _add_mixture(name: str, rates: dict[str, float]) -> None:
+def add_mixture(name: str, rates: dict[str, float]) -> None:
+    """Registers a mixture, unless the same is registered already.
+
+    Raises:
+      ValueError: if the name is taken by other rates.
+    """
     if name in seqio.MixtureRegistry.names():
         registered = dict(seqio.MixtureRegistry.get(name).rate_per_task_name)
         if registered != rates:

@@ -7,9 +7,35 @@ from typing import Any
 import jax
 import numpy as np
 
+from dsi_jax.images import ImageSource
+from dsi_jax.inputs import Inputs
+from dsi_jax.models.streams import IMAGE
 from dsi_jax.tokenizers import Tokenizer
 
 _TEXTS_AT_A_TIME = 10_000  # bounds what lies about as Python lists while tokenizing
+
+
+class ImageInputs:
+    """As `DocumentInputs`, of documents that are images; decoded when asked for.
+
+    Args:
+      images: image of each row.
+      inputs: decodes them.
+    """
+
+    def __init__(self, images: Sequence[ImageSource], inputs: Inputs) -> None:
+        self._images, self._inputs = images, inputs
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __call__(self, rows_B: np.ndarray) -> dict[str, np.ndarray]:
+        """{"pixels": uint8 [B, Y, X, 3]} of documents."""
+        return self._inputs.images([self._images[row] for row in rows_B])
+
+    def shapes(self, batch_size: int) -> dict[str, Any]:
+        """ShapeDtypeStructs of the inputs of so many documents."""
+        return self._inputs.shapes({IMAGE: batch_size})[IMAGE]
 
 
 class DocumentInputs:

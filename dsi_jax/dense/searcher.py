@@ -85,7 +85,7 @@ class DenseSearcher:
         """
         for _ in self.prepare(params):
             pass
-        queries = partitioning.place(batch["text"], partitioning.data_sharding(self._mesh))
+        queries = partitioning.place(dict(batch), partitioning.data_sharding(self._mesh))
         with partitioning.activate(self._mesh, self._rules):
             return self._search(
                 params,

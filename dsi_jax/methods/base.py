@@ -12,11 +12,14 @@ import jax
 from jax.sharding import Mesh
 
 from dsi_jax.decoding.beam import BeamResult
-from dsi_jax.dense.documents import DocumentInputs
+from dsi_jax.dense.documents import DocumentInputs, ImageInputs
 from dsi_jax.dense.store import EmbeddingStore
 from dsi_jax.dense.top_k import Ranking
 from dsi_jax.docids.table import DocidTable
+from dsi_jax.images import ImageSource
+from dsi_jax.inputs import Inputs
 from dsi_jax.models.t5 import T5Config
+from dsi_jax.models.towers_config import TowersConfig
 from dsi_jax.tokenizers import Tokenizer
 from dsi_jax.training import partitioning
 from dsi_jax.training.step import Metrics
@@ -31,6 +34,8 @@ class Collection:
       texts: text of each row, title included; None where only its tasks know a corpus.
       tokenizer: of the texts.
       lengths: tokens kept of each feature; `documents` are as long as `inputs` unless given.
+      images: image of each row, where documents are images.
+      image_size: pixels a side of the images that the model reads; None: it reads none.
       store: keeps their embeddings by the one set of parameters that will rank them; None: nowhere.
     """
 
@@ -39,14 +44,23 @@ class Collection:
     tokenizer: Tokenizer
     lengths: Mapping[str, int]
     store: EmbeddingStore | None = None
+    images: Sequence[ImageSource] | None = None
+    image_size: int | None = None
 
     @functools.cached_property
-    def document_inputs(self) -> DocumentInputs:
+    def inputs(self) -> Inputs:
+        """Makes what the encoders read of texts and images."""
+        return Inputs(self.tokenizer, self.lengths, self.image_size)
+
+    @functools.cached_property
+    def document_inputs(self) -> DocumentInputs | ImageInputs:
         """The documents as an encoder reads them.
 
         Raises:
           ValueError: there are no texts.
         """
+        if self.images is not None:
+            return ImageInputs(self.images, self.inputs)
         if self.texts is None:
             raise ValueError(
                 "the documents themselves are needed, and there are none: training needs CORPUS, "
@@ -125,12 +139,18 @@ class Method(Protocol):
           ValueError: naming it.
         """
 
-    def new_model(self, t5: T5Config, table: DocidTable | None) -> nn.Module:
+    def new_model(
+        self, t5: T5Config, table: DocidTable | None, towers: TowersConfig | None = None
+    ) -> nn.Module:
         """The model, called as `model(batch, deterministic=...)`; `config.to_json()` describes it.
 
         Args:
           t5: the architecture.
           table: the docids; None, while they are not known, gives the smallest model possible.
+          towers: encoders of texts and images in place of T5's encoder of texts.
+
+        Raises:
+          ValueError: the method has no use for the encoders given.
         """
 
     def load_model(self, value: dict[str, Any]) -> nn.Module:

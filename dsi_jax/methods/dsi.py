@@ -21,6 +21,7 @@ from dsi_jax.models.dsi import (
     padded_vocab_size,
 )
 from dsi_jax.models.t5 import T5Config
+from dsi_jax.models.towers_config import TowersConfig
 from dsi_jax.training import losses, partitioning
 from dsi_jax.training.step import Metrics
 
@@ -48,7 +49,9 @@ class DSI:
         if self.z_loss < 0:
             raise ValueError(f"Z_LOSS is {self.z_loss}; expected at least 0")
 
-    def new_model(self, t5: T5Config, table: DocidTable | None) -> DSIModel:
+    def new_model(
+        self, t5: T5Config, table: DocidTable | None, towers: TowersConfig | None = None
+    ) -> DSIModel:
         """See `base.Method`."""
         vocab_size, length = (2, 1) if table is None else (table.vocab_size, table.length)
         vocab_size = padded_vocab_size(vocab_size)
@@ -57,7 +60,13 @@ class DSI:
             # Behind the text's tokens come sentinels and, where docids are atomic, documents.
             t5, space = dataclasses.replace(t5, vocab_size=vocab_size), TEXT_SPACE
         return DSIModel(
-            DSIConfig(t5, docid_vocab_size=vocab_size, docid_length=length, docid_space=space)
+            DSIConfig(
+                t5,
+                docid_vocab_size=vocab_size,
+                docid_length=length,
+                docid_space=space,
+                towers=towers,
+            )
         )
 
     def load_model(self, value: dict[str, Any]) -> DSIModel:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dsi_jax import checks
-from dsi_jax.dense.documents import DocumentInputs
+from dsi_jax.dense.documents import DocumentInputs, ImageInputs
 from dsi_jax.dense.searcher import DenseSearcher
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.methods.base import Collection, Stream
@@ -24,7 +24,9 @@ from dsi_jax.models.dual_encoder import (
     DualEncoderModel,
     Embeddings,
 )
+from dsi_jax.models.streams import MODALITIES
 from dsi_jax.models.t5 import T5Config
+from dsi_jax.models.towers_config import TowersConfig
 from dsi_jax.training import contrastive, partitioning
 from dsi_jax.training.step import Metrics
 
@@ -62,8 +64,15 @@ class DualEncoder:
         if not 0 < self.scale <= LARGEST_SCALE:
             raise ValueError(f"SCALE is {self.scale}; expected it in (0, {LARGEST_SCALE:g}]")
 
-    def new_model(self, t5: T5Config, table: DocidTable | None) -> DualEncoderModel:
+    def new_model(
+        self, t5: T5Config, table: DocidTable | None, towers: TowersConfig | None = None
+    ) -> DualEncoderModel:
         """See `base.Method`."""
+        if towers is not None:
+            raise ValueError(
+                "METHOD is the dual encoder of T5, and TEXT_ENCODER or IMAGE_ENCODER is given; "
+                "expected methods/contrastive.gin for them"
+            )
         del table
         names = [field.name for field in dataclasses.fields(DualEncoderConfig)]
         mine = {name: value for name, value in vars(self).items() if name in names}
@@ -75,7 +84,7 @@ class DualEncoder:
 
     def batches(self, stream: Stream, collection: Collection) -> Stream:
         """See `base.Method`: to each text the document of its row."""
-        return _Pairs(stream, collection.document_inputs)
+        return Pairs(stream, collection.document_inputs)
 
     def train_loss(self, outputs: Embeddings, batch: Any) -> tuple[jax.Array, Metrics]:
         """See `base.Method`."""
@@ -111,20 +120,20 @@ class DualEncoder:
         )
 
 
-class _Pairs:
-    """A stream whose texts come with the documents that they look for."""
+class Pairs:
+    """A stream whose texts or images come with the documents that they look for."""
 
-    def __init__(self, stream: Stream, inputs: DocumentInputs) -> None:
+    def __init__(self, stream: Stream, inputs: DocumentInputs | ImageInputs) -> None:
         self._stream, self._inputs = stream, inputs
         self.batch_size, self.num_examples = stream.batch_size, stream.num_examples
         self.lines, self.state, self.restore = stream.lines, stream.state, stream.restore
 
     def __next__(self) -> dict[str, Any]:
-        """The text, the document, row, weight and `is_indexing` of each pair."""
+        """The streams, and the document, row, weight and `is_indexing` of each pair."""
         batch = next(self._stream)
         rows_B = batch["row"]
         return {
-            "text": batch["text"],
+            **{name: batch[name] for name in MODALITIES if name in batch},
             "document": self._inputs(rows_B),
             "row": rows_B,
             "weights": np.ones(len(rows_B), np.float32),
@@ -135,7 +144,7 @@ class _Pairs:
         """ShapeDtypeStructs of the global batch."""
         shapes = self._stream.batch_shapes()
         return {
-            "text": shapes["text"],
+            **{name: shapes[name] for name in MODALITIES if name in shapes},
             "document": self._inputs.shapes(self.batch_size),
             "row": shapes["row"],
             "weights": jax.ShapeDtypeStruct((self.batch_size,), np.float32),

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsi_jax.methods.base import Method
+from dsi_jax.methods.contrastive import Contrastive
 from dsi_jax.methods.dsi import DSI
 from dsi_jax.methods.dual_encoder import DualEncoder
 
-_METHODS: dict[str, type[Method]] = {method.kind: method for method in (DSI, DualEncoder)}
+_METHODS: dict[str, type[Method]] = {
+    method.kind: method for method in (DSI, DualEncoder, Contrastive)
+}
 
 
 def method_of(metadata: Mapping[str, Any]) -> Method:

@@ -63,8 +63,9 @@ class ClipTransformerConfig:
             raise ValueError(f"{name}.dtype is {self.dtype!r}; expected 'float32' or 'bfloat16'")
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict that `json` can write."""
-        return dataclasses.asdict(self)
+        """A plain dict as `json` would read it."""
+        plain = dataclasses.asdict(self)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]):
@@ -104,6 +105,12 @@ class ClipTextConfig(ClipTransformerConfig):
                 f"ClipTextConfig.eos_token_id is {self.eos_token_id!r}; expected a token id below "
                 f"vocab_size {self.vocab_size}, or None"
             )
+
+    def for_vocabulary(self, vocab_size: int, end_id: int) -> "ClipTextConfig":
+        """The same for another tokenizer; CLIP's own, with its highest id last, stays as it is."""
+        if self.eos_token_id is None and vocab_size == self.vocab_size:
+            return self
+        return dataclasses.replace(self, vocab_size=vocab_size, eos_token_id=end_id)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

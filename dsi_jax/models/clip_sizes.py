@@ -56,6 +56,16 @@ def clip_tiny(
     )
 
 
+def text_of(clip: ClipConfig) -> ClipTextConfig:
+    """The tower of texts; gin's TEXT_ENCODER."""
+    return clip.text
+
+
+def image_of(clip: ClipConfig) -> ClipVisionConfig:
+    """The tower of images; gin's IMAGE_ENCODER."""
+    return clip.vision
+
+
 def _openai(
     text_width: int,
     vision_width: int,

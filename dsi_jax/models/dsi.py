@@ -1,4 +1,4 @@
-"""The differentiable search index: a text encoder and a decoder of docids.
+"""The differentiable search index: an encoder a modality and a decoder of docids.
 
 Tay et al., "Transformer Memory as a Differentiable Search Index", 2022,
 https://arxiv.org/abs/2202.06991. Shape letters as in `dsi_jax.models.layers`.
@@ -12,7 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dsi_jax.models import layers, t5
+from dsi_jax.models import layers, streams, t5
+from dsi_jax.models.streams import IMAGE, TEXT
+from dsi_jax.models.towers_config import TowersConfig
 
 COMPACT_SPACE, TEXT_SPACE = DOCID_SPACES = ("compact", "text")
 
@@ -27,12 +29,13 @@ class DSIConfig:
     """A DSI model.
 
     Attributes:
-      t5: the architecture of encoder and decoder.
+      t5: the architecture of the decoder and, without towers, of the encoder of texts.
       docid_vocab_size: V, tokens of the docid vocabulary, pad 0 and end 1 included; that of the
         docid table, or more (`padded_vocab_size`).
       docid_length: L, tokens of a docid, with its end token where it has one.
       docid_space: "compact" gives docids a vocabulary, embeddings and head of their own; in
         "text" docids are made of T5's own tokens, and V is t5.vocab_size.
+      towers: pretrained encoders of texts, images or both; None: T5's encoder of texts.
 
     Raises:
       ValueError: a value is out of its range, or V does not suit the space.
@@ -42,6 +45,7 @@ class DSIConfig:
     docid_vocab_size: int
     docid_length: int
     docid_space: str = COMPACT_SPACE
+    towers: TowersConfig | None = None
 
     def __post_init__(self) -> None:
         if self.docid_space not in DOCID_SPACES:
@@ -61,7 +65,12 @@ class DSIConfig:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that `json` can write."""
-        return dataclasses.asdict(self) | {"t5": self.t5.to_json()}
+        value = dataclasses.asdict(self) | {"t5": self.t5.to_json()}
+        if self.towers is None:  # as checkpoints were before there were towers
+            del value["towers"]
+        else:
+            value["towers"] = self.towers.to_json()
+        return value
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "DSIConfig":
@@ -71,7 +80,10 @@ class DSIConfig:
           ValueError: the dict has fields unknown here, or lacks some.
         """
         value = t5.check_fields(cls, value)
-        return cls(**value | {"t5": t5.T5Config.from_json(value["t5"])})
+        config = cls(**value | {"t5": t5.T5Config.from_json(value["t5"]), "towers": None})
+        if value.get("towers") is None:
+            return config
+        return dataclasses.replace(config, towers=TowersConfig.from_json(value["towers"]))
 
 
 def padded_vocab_size(vocab_size: int) -> int:
@@ -90,7 +102,7 @@ def shift_right(tokens: jax.Array) -> jax.Array:
 
 
 class DSIModel(nn.Module):
-    """Encodes a text and decodes the docids of the documents it looks for.
+    """Encodes a text or an image and decodes the docids of the documents it looks for.
 
     In the compact space, too, docid embeddings start at T5's standard deviation of 1: a tied head
     (times D**-0.5) and an untied one both start with logits near 1, whatever the width. Started
@@ -106,6 +118,8 @@ class DSIModel(nn.Module):
         if config.docid_space == COMPACT_SPACE:
             self.docid_embedder = layers.Embedder(config.docid_vocab_size, width, dtype)
         self.encoder = t5.Encoder(config.t5)
+        if config.towers is not None:
+            self.text_tower, self.image_tower = config.towers.modules(width)
         self.decoder = t5.Decoder(config.t5, config.docid_vocab_size)
 
     def __call__(
@@ -114,8 +128,8 @@ class DSIModel(nn.Module):
         """Teacher forcing.
 
         Args:
-          batch: {"text": {"tokens": int32 [B, S], "mask": [B, S]},
-            "decoder": {"inputs": int32 [B, L]}}; further entries are ignored.
+          batch: the streams, see `encode`, and {"decoder": {"inputs": int32 [B, L]}}; further
+            entries are ignored.
           deterministic: False applies dropout, which needs rngs={"dropout": key}.
 
         Returns:
@@ -129,8 +143,47 @@ class DSIModel(nn.Module):
     def encode(
         self, batch: Mapping[str, Mapping[str, jax.Array]], *, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array]:
-        """The memory [B, S, D] of a batch's texts and its mask, bool [B, S]."""
-        text = batch["text"]
+        """The memory [B, S, D] of a batch's texts and images and its mask, bool [B, S].
+
+        Args:
+          batch: {"text": {"tokens": int32 [b, S], "mask": [b, S]}, "image": {"pixels": uint8 [b,
+            Y, X, 3]}}, one of them or both; no encoder runs on an absent example.
+          deterministic: False applies dropout.
+
+        Returns:
+          The memories in the order of `streams.interleave`, padded to the longest.
+        """
+        encoders = {TEXT: self._encode_text, IMAGE: self._encode_images}
+        found = [
+            encode(batch[modality], deterministic=deterministic)
+            for modality, encode in encoders.items()
+            if modality in batch
+        ]
+        length = max(memory.shape[1] for memory, _ in found)
+
+        def padded(array: jax.Array) -> jax.Array:
+            rest = [(0, 0)] * (array.ndim - 2)
+            return jnp.pad(array, [(0, 0), (0, length - array.shape[1]), *rest])
+
+        memory_BxSxD = streams.interleave([padded(memory) for memory, _ in found])
+        mask_BxS = streams.interleave([padded(mask) for _, mask in found])
+        memory_BxSxD = nn.with_logical_constraint(memory_BxSxD, ("batch", "length", "embed"))
+        return memory_BxSxD, mask_BxS
+
+    def _encode_images(
+        self, images: Mapping[str, jax.Array], *, deterministic: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        if self.config.towers is None or self.image_tower is None:
+            raise ValueError("the batch has images, and the model has no encoder of images")
+        return self.image_tower(images, deterministic=deterministic)
+
+    def _encode_text(
+        self, text: Mapping[str, jax.Array], *, deterministic: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        if self.config.towers is not None:
+            if self.text_tower is None:
+                raise ValueError("the batch has texts, and the model has no encoder of texts")
+            return self.text_tower(text, deterministic=deterministic)
         mask_BxS = text["mask"].astype(bool)
         embedded_BxSxD = self.token_embedder(text["tokens"])
         embedded_BxSxD = nn.with_logical_constraint(embedded_BxSxD, ("batch", "length", "embed"))
@@ -195,6 +248,11 @@ class DSIModel(nn.Module):
             self._output_embedder(tokens), own, cross, cross["mask"], position
         )
         return self._head(hidden_BxMxD), {"self": own, "cross": cross}
+
+    @property
+    def path_rules(self) -> tuple[tuple[str, tuple], ...]:
+        """How the parameters of the towers lie on a mesh (`training.partitioning.PathRules`)."""
+        return () if self.config.towers is None else self.config.towers.path_rules
 
     @property
     def _output_embedder(self) -> layers.Embedder:

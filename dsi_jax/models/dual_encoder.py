@@ -148,14 +148,14 @@ class DualEncoderModel(TextTower):
         if self.config.learn_scale:
             scale = jnp.minimum(jnp.exp(self.log_scale), LARGEST_SCALE)
         return Embeddings(
-            self.encode_query(batch["text"], deterministic=deterministic),
+            self.encode_query(batch, deterministic=deterministic),
             self.encode_document(batch["document"], deterministic=deterministic),
             scale,
         )
 
-    def encode_query(self, query: Inputs, *, deterministic: bool = True) -> jax.Array:
-        """Embeddings float32 [B, E] of queries."""
-        return self.embed(query, deterministic=deterministic)
+    def encode_query(self, batch: Mapping[str, Inputs], *, deterministic: bool = True) -> jax.Array:
+        """Embeddings float32 [B, E] of the queries of a batch, {"text": ...}."""
+        return self.embed(batch["text"], deterministic=deterministic)
 
     def encode_document(self, document: Inputs, *, deterministic: bool = True) -> jax.Array:
         """Embeddings float32 [B, E] of documents."""

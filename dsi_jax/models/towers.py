@@ -13,9 +13,8 @@ import jax.numpy as jnp
 
 from dsi_jax.models.clip import ClipTextTransformer, ClipVisionTransformer, end_positions
 from dsi_jax.models.clip_config import ClipTextConfig, ClipVisionConfig
+from dsi_jax.models.towers_config import check_memory
 from dsi_jax.pixels import normalize
-
-MEMORIES = ("pooled", "states", "both")
 
 
 class ClipTextTower(nn.Module):
@@ -40,7 +39,7 @@ class ClipTextTower(nn.Module):
     memory: str = "both"
 
     def setup(self) -> None:
-        _check_memory(self.memory)
+        check_memory(self.memory)
         self.text_model = ClipTextTransformer(self.config)
         self.memory_norm, self.memory_projection = _to_decoder(self.config, self.width)
 
@@ -90,7 +89,7 @@ class ClipVisionTower(nn.Module):
     memory: str = "both"
 
     def setup(self) -> None:
-        _check_memory(self.memory)
+        check_memory(self.memory)
         self.vision_model = ClipVisionTransformer(self.config)
         self.memory_norm, self.memory_projection = _to_decoder(self.config, self.width)
 
@@ -120,43 +119,8 @@ class ClipVisionTower(nn.Module):
         return self.memory_projection(self.memory_norm(memory_BxSxD)), mask_BxS
 
 
-# Column-parallel kernels, then row-parallel ones (Shoeybi et al., 2019, section 3), in whichever
-# towers there are. Not named, so replicated: layer norms, biases of rows, the class embedding.
-_LAYER = r"(.*/)?(text|vision)_model/encoder/layers/\d+/"
-_EMBEDDINGS = r"(.*/)?(text|vision)_model/embeddings/"
-_BOTH_RULES = (
-    (_LAYER + r"(self_attn/[qkv]_proj|mlp/fc1)/kernel", ("fsdp", "model")),
-    (_LAYER + r"(self_attn/[qkv]_proj|mlp/fc1)/bias", ("model",)),
-    (_LAYER + r"(self_attn/out_proj|mlp/fc2)/kernel", ("model", "fsdp")),
-    (_EMBEDDINGS + r"position_embedding/embedding", (None, "fsdp")),
-    (r"(.*/)?(memory|text|visual)_projection/kernel", ("fsdp", "model")),
-)
-# Columns are split, not rows: a vocabulary has any size, and a lookup then needs no sum over
-# devices.
-_TEXT_RULES = ((_EMBEDDINGS + r"token_embedding/embedding", (None, ("fsdp", "model"))),)
-_VISION_RULES = ((_EMBEDDINGS + r"patch_embedding/kernel", (None, None, None, ("fsdp", "model"))),)
-
-
-def path_rules(*, text: bool, vision: bool) -> tuple[tuple[str, tuple], ...]:
-    """How the parameters of towers, or of a `Clip`, lie on a mesh.
-
-    Args:
-      text: whether there is a text tower.
-      vision: whether there is a vision tower.
-
-    Returns:
-      `dsi_jax.training.partitioning.PathRules`, each of which matches some parameter.
-    """
-    return _BOTH_RULES + _TEXT_RULES * text + _VISION_RULES * vision
-
-
 def _to_decoder(
     config: ClipTextConfig | ClipVisionConfig, width: int
 ) -> tuple[nn.LayerNorm, nn.Dense]:
     dtype = jnp.dtype(config.dtype)
     return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype), nn.Dense(width, dtype=dtype)
-
-
-def _check_memory(memory: str) -> None:
-    if memory not in MEMORIES:
-        raise ValueError(f"memory of a tower is {memory!r}; expected one of {MEMORIES}")

@@ -300,6 +300,35 @@ def fit_rules(rules: LogicalRules, params: Any, mesh: Mesh) -> LogicalRules:
     return tuple(fitted)
 
 
+def fit_path_rules(path_rules: PathRules, params: Any, mesh: Mesh) -> PathRules:
+    """As `fit_rules`, for rules by path: axes by which the mesh cannot divide are dropped.
+
+    Args:
+      path_rules: rules by path.
+      params: tree of shapes.
+      mesh: the mesh.
+
+    Returns:
+      The rules to train with.
+    """
+    shapes = {path: nn.meta.unbox(leaf).shape for path, leaf in _flatten(params).items()}
+    fitted = []
+    for pattern, axes in path_rules:
+        matched = [(path, shape) for path, shape in shapes.items() if re.fullmatch(pattern, path)]
+        kept = list(axes)
+        for path, shape in matched:
+            for i, size in enumerate(shape[: len(kept)]):
+                if size % _num_parts(kept[i], mesh):
+                    warnings.warn(
+                        f"{path} of shape {shape} is not split by mesh axis {kept[i]}, which does "
+                        f"not divide {size}",
+                        stacklevel=2,
+                    )
+                    kept[i] = None
+        fitted.append((pattern, tuple(kept)))
+    return tuple(fitted)
+
+
 def param_shardings(
     params: Any, mesh: Mesh, rules: LogicalRules, path_rules: PathRules = ()
 ) -> Any:

@@ -23,6 +23,7 @@ class Program:
       model: the model.
       mesh: the devices, which need not be attached to this machine.
       rules: logical axis rules that suit the mesh and the model.
+      path_rules: of its towers, likewise.
       transformation: the optimizer.
       groups: of parameters with learning rates of their own.
       batch_shapes: of the global batch.
@@ -34,6 +35,7 @@ class Program:
     model: nn.Module
     mesh: Mesh
     rules: partitioning.LogicalRules
+    path_rules: partitioning.PathRules
     transformation: optax.GradientTransformation
     groups: Sequence[Group]
     batch_shapes: Any
@@ -49,7 +51,13 @@ class Program:
     def init(self, seed: int) -> state_lib.TrainState:
         """A new state of random parameters, see `state.init_state`."""
         return state_lib.init_state(
-            self.model, self.transformation, self.batch_shapes, seed, self.mesh, self.rules
+            self.model,
+            self.transformation,
+            self.batch_shapes,
+            seed,
+            self.mesh,
+            self.rules,
+            self.path_rules,
         )
 
     def model_info(self) -> str:
@@ -68,6 +76,7 @@ def build(
     train_steps: int,
     microbatches: int,
     loss: step_lib.Loss,
+    augment: step_lib.Augment | None = None,
 ) -> Program:
     """The program of a run.
 
@@ -79,6 +88,7 @@ def build(
       train_steps: steps in all, for the schedule.
       microbatches: parts of a batch that are computed one after the other.
       loss: of the model's outputs and the batch.
+      augment: changes the images of queries at random.
 
     Raises:
       ValueError: as `partitioning.param_shardings` and `groups.resolve`.
@@ -86,7 +96,8 @@ def build(
     transformation = optimizer.build(train_steps)
     boxed = state_lib.param_shapes(model, batch_shapes)
     rules = partitioning.fit_rules(partitioning.LOGICAL_AXIS_RULES, boxed, mesh)
-    shapes = state_lib.state_shapes(model, transformation, batch_shapes, mesh, rules)
+    path_rules = partitioning.fit_path_rules(getattr(model, "path_rules", ()), boxed, mesh)
+    shapes = state_lib.state_shapes(model, transformation, batch_shapes, mesh, rules, path_rules)
     step = step_lib.make_train_step(
         model,
         transformation,
@@ -97,9 +108,19 @@ def build(
         groups=optimizer.groups,
         microbatches=microbatches,
         loss=loss,
+        augment=augment,
     )
     return Program(
-        model, mesh, rules, transformation, optimizer.groups, batch_shapes, boxed, shapes, step
+        model=model,
+        mesh=mesh,
+        rules=rules,
+        path_rules=path_rules,
+        transformation=transformation,
+        groups=optimizer.groups,
+        batch_shapes=batch_shapes,
+        boxed=boxed,
+        shapes=shapes,
+        step=step,
     )
 
 

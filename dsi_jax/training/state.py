@@ -1,5 +1,6 @@
 """The train state, and its creation straight into the shards of a mesh."""
 
+import math
 from typing import Any
 
 import flax
@@ -136,6 +137,10 @@ def _new_state(
 
 
 def _init_params(model: nn.Module, batch_shapes: Any, key: jax.Array) -> Any:
-    # One row is enough to give the parameters their shapes.
-    batch = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), batch_shapes)
+    # One group of rows is enough to give the parameters their shapes (see `models.streams`).
+    groups = math.gcd(*(leaf.shape[0] for leaf in jax.tree.leaves(batch_shapes)))
+    batch = jax.tree.map(
+        lambda leaf: jnp.zeros((leaf.shape[0] // groups, *leaf.shape[1:]), leaf.dtype),
+        batch_shapes,
+    )
     return model.init(key, batch, deterministic=True)["params"]

@@ -1,6 +1,7 @@
 """One training step: the gradient of the mean loss, and the update."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from dsi_jax.training.state import TrainState
 Metrics = dict[str, Mean]
 # (outputs of the model, batch) -> (summed loss, metrics); the loss's own Mean is `loss`.
 Loss = Callable[[Any, Any], tuple[jax.Array, Metrics]]
+# (key, uint8 pixels [B, Y, X, 3]) -> the same shape; see `dsi_jax.pixels.Augmentation`.
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
+_AUGMENT = 1  # tells its random choices from those of dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +72,7 @@ def make_train_step(
     groups: Sequence[Group] = (),
     microbatches: int = 1,
     loss: Loss = losses.docid_loss,
+    augment: Augment | None = None,
 ) -> TrainStep:
     """Builds the training step.
 
@@ -85,6 +90,7 @@ def make_train_step(
       groups: the optimizer's; frozen ones get no gradients.
       microbatches: number of parts; it divides the batch of each device.
       loss: of the model's outputs and the batch.
+      augment: changes images at random, on the device, before the model sees them.
 
     Returns:
       The step. Its metrics are those of the loss, and `grad_norm` (before
@@ -97,6 +103,8 @@ def make_train_step(
         raise ValueError(f"microbatches is {microbatches}, expected at least 1")
 
     def loss_sum(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        if augment is not None:
+            batch = _augmented(batch, augment, jax.random.fold_in(key, _AUGMENT))
         variables = {"params": stop_frozen(groups, params)}
         outputs = model.apply(variables, batch, deterministic=False, rngs={"dropout": key})
         return loss(outputs, batch)
@@ -184,13 +192,24 @@ def summarize(metrics: Metrics) -> dict[str, float]:
     }
 
 
+def _augmented(batch: Any, augment: Augment, key: jax.Array) -> Any:
+    """The batch with the images of its queries changed; documents stay as they are."""
+    if "image" not in batch:
+        return batch
+    return batch | {"image": {"pixels": augment(key, batch["image"]["pixels"])}}
+
+
 def _accumulate(
     gradient_sum: Any, params: Any, batch: Any, key: jax.Array, microbatches: int
 ) -> tuple[Any, Metrics]:
     """Sums gradients and metrics over the microbatches, one after the other."""
-    parts = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _split(path, leaf, microbatches), batch
-    )
+    groups = math.gcd(*(len(leaf) for leaf in jax.tree.leaves(batch)))
+    if groups % microbatches:
+        raise ValueError(
+            f"a batch of streams of {sorted({len(leaf) for leaf in jax.tree.leaves(batch)})} rows "
+            f"does not divide into {microbatches} microbatches"
+        )
+    parts = jax.tree.map(lambda leaf: _split(leaf, groups, microbatches), batch)
 
     def add(total: Any, part: tuple[jax.Array, Any]) -> tuple[Any, None]:
         index, microbatch = part
@@ -204,18 +223,15 @@ def _accumulate(
     return total
 
 
-def _split(path: Any, leaf: jax.Array, microbatches: int) -> jax.Array:
-    """[B, ...] -> [microbatches, B / microbatches, ...], taking every microbatches-th row.
+def _split(leaf: jax.Array, groups: int, microbatches: int) -> jax.Array:
+    """[B, ...] -> [microbatches, B / microbatches, ...], taking every microbatches-th group.
 
-    So each device's rows stay on it: contiguous parts would move the batch across the mesh.
+    So each device's rows stay on it: contiguous parts would move the batch across the mesh. A
+    group is what belongs together where streams are interleaved (`models.streams`), else a row.
     """
-    rows = leaf.shape[0]
-    if rows % microbatches:
-        raise ValueError(
-            f"batch{jax.tree_util.keystr(path)} has {rows} rows, which {microbatches} "
-            "microbatches do not divide"
-        )
-    return jnp.moveaxis(leaf.reshape(rows // microbatches, microbatches, *leaf.shape[1:]), 1, 0)
+    rest = leaf.shape[1:]
+    grouped = leaf.reshape(groups // microbatches, microbatches, len(leaf) // groups, *rest)
+    return jnp.moveaxis(grouped, 1, 0).reshape(microbatches, -1, *rest)
 
 
 def _single(value: jax.Array) -> Mean:
