@@ -20,8 +20,8 @@ from dsi_jax.training import state as state_lib
 
 GIN = gin_utils.shipped_directory()
 FILES = sorted(str(path.relative_to(GIN)) for path in GIN.rglob("*.gin"))
-# test_gin_nq.py parses these; their models have the shapes that files of models/ have.
-FILES = [file for file in FILES if not file.startswith("experiments/nq/")]
+# test_gin_nq.py and test_gin_images.py parse these.
+FILES = [f for f in FILES if not f.startswith(("experiments/nq/", "experiments/images/"))]
 # What the headers say must be set, for the files that are not whole runs.
 GIVEN = {
     "MODEL_DIR": "somewhere",
