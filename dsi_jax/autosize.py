@@ -34,14 +34,14 @@ class Size:
     task_feature_lengths: Mapping[str, int]
 
 
-def choose(num_documents: int) -> Size:
-    """The size for a corpus of so many documents.
+def choose(num_documents: int, batch_size: int | None = None) -> Size:
+    """The size for a corpus of so many documents, with batches of a given size if it is given.
 
     Memorising is a matter of passes over the documents: about 90 examples of each, of all kinds
     together, and no fewer steps than the schedule needs to warm up and cool down.
     """
     small = num_documents <= 20_000
-    batch_size = 128 if small else 256
+    batch_size = batch_size or (128 if small else 256)
     steps = max(_FEWEST_STEPS, _EXAMPLES_A_DOCUMENT * num_documents // batch_size)
     return Size(
         model=sizes.t5_shallow() if small else sizes.t5_mini(),

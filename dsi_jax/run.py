@@ -296,7 +296,7 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
         check=check_disk,
         text_vocab_size=text_vocab_size,
     )
-    size = autosize.choose(prepared.table.num_documents)
+    size = autosize.choose(prepared.table.num_documents, config.batch_size)
     lengths = dict(config.task_feature_lengths or size.task_feature_lengths)
     batch_size = config.batch_size or partitioning.round_batch_size(
         size.batch_size, mesh, config.microbatches
