@@ -300,9 +300,10 @@ class Evaluations:
                 index = bm25.BM25(self._prepared.corpus)
                 systems["BM25"] = summary["bm25"] = index.evaluate(target.split)
             lines += ["", *report.split_lines(target.name, systems)]
-        for values in free.values():
+        for name, values in free.items():
             if "invalid_rate" in values:
-                lines.append(f"invalid docids, unconstrained: {100 * values['invalid_rate']:.2f}%")
+                rate = f"{100 * values['invalid_rate']:.2f}%"
+                lines.append(f"{name}: invalid docids, unconstrained: {rate}")
         summary["while_training"] = {}
         for target in self._targets_while_training():
             past = history(self._directory / "inference_eval", target.name, step)

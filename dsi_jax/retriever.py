@@ -187,7 +187,7 @@ class Retriever:
         if k < 1:
             raise ValueError(f"k is {k}; expected at least 1")
         if not self._encodes(modality):
-            raise ValueError(f"the index has no encoder of {modality}s; it searches by others only")
+            raise ValueError(f"the index was not trained with {modality}s and cannot read them")
         inputs = self.collection.inputs
         encode = inputs.images if modality == IMAGE else inputs.texts
         beam_size = self._capped(max(k, self._beam_size))

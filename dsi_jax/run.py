@@ -242,6 +242,8 @@ def check(config: TrainConfig) -> None:
     checks.check_whole_numbers(least=0, RANDOM_SEED=config.random_seed)
     checks.check_fractions(DROPOUT_RATE=config.dropout_rate)
     config.method.check()
+    if config.baseline is not None:
+        config.baseline.check()
     evaluation = config.evaluation
     if evaluation is not None and evaluation.constraint == "free" and not config.method.decodes:
         raise ValueError(
@@ -309,6 +311,8 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
     stream = _stream(config, prepared, collection, mesh, batch_size)
     towers = fitting(towers, stream, prepared.tokenizer, lengths["inputs"])
     model = config.method.new_model(t5, prepared.table, towers)
+    if config.baseline is not None:  # which is trained last: what cannot be is said first
+        config.baseline.new_model(t5, prepared.table, towers)
     program = program_lib.build(
         model,
         config.optimizer,

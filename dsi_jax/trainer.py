@@ -142,6 +142,7 @@ def _baseline(run: Run, config_text: str) -> dict[str, evaluations_lib.Beside]:
         batch_size=run.stream.batch_size,
         microbatches=1,
         initial_checkpoint_path=None,
+        evaluation=dataclasses.replace(config.evaluation, constraint="trie", unconstrained=False),
     )
     found = {}
     title = config.baseline.title
@@ -161,6 +162,8 @@ def _baseline(run: Run, config_text: str) -> dict[str, evaluations_lib.Beside]:
         logger.info("\nbaseline: %s, in %s", title, directory)
         if train(baseline, config_text=config_text) != 0:
             raise evaluator.Interrupted
+    if jax.process_count() > 1:  # the lead host writes the report
+        multihost_utils.sync_global_devices("baseline")
     summary = json.loads(report.read_text())
     found[title] = evaluations_lib.Beside(summary["test"], summary["train_seconds"])
     return found
