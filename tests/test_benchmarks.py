@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 
 from benchmarks import (
+    beam_scaling,
+    constrained_search,
+    constraint_share,
+    decoders,
     docid_kinds,
     docid_kmeans,
+    filter,
     gpu_check,
     index_build,
+    index_swap,
     made_docids,
     mask_op,
     static_peer,
@@ -222,6 +228,61 @@ def test_masks_that_differ_stop_the_benchmark():
     mask_op.assert_equal((tokens, scores), (np.array([[7, 3]]), np.array([[-np.inf, -1.0]])))
     with pytest.raises(SystemExit, match="different children"):
         mask_op.assert_equal((tokens, scores), (np.array([[7, 3]]), np.array([[-np.inf, -2.0]])))
+
+
+@pytest.fixture(scope="module")
+def tiny_decoders():
+    setting = decoders.Setting("t5_tiny", 300, 10, 3, batch=2, source=5, vocab_size=100)
+    return decoders.Decoders(setting)
+
+
+def test_the_decoders_that_are_timed_find_the_same(tiny_decoders):
+    found = tiny_decoders.ours(5)()
+    decoders.assert_same(found, tiny_decoders.t5x(5, "compact")(), "ours")
+    constraint_share.check(tiny_decoders, *found)
+    tokens, scores = found
+    with pytest.raises(SystemExit, match="other scores than the model"):
+        constraint_share.check(tiny_decoders, tokens, scores - 1e-3)
+    with pytest.raises(SystemExit, match="no document, or one twice"):
+        constraint_share.check(tiny_decoders, np.repeat(tokens[:, :1], 5, axis=1), scores)
+    with pytest.raises(SystemExit, match="ours has other scores"):
+        decoders.assert_same((tokens, scores - 1e-3), found, "ours")
+    with pytest.raises(SystemExit, match="ours ranks"):
+        decoders.assert_same((tokens[:, ::-1], scores), found, "ours")
+
+
+def test_pytorch_finds_the_same(tiny_decoders):
+    pytest.importorskip("torch", reason="needs PyTorch: pip install 'dsi-jax[parity]'")
+    for space in ("text", "compact"):
+        found = tiny_decoders.ours(5, space)()
+        decoders.assert_same(found, tiny_decoders.torch(5, space)(), space)
+
+
+def test_slopes_are_those_of_a_line():
+    found = beam_scaling.slopes([1, 10, 50], {"ours": [2.0, 11.0, 51.0], "t5x": [3.0, 21.0, 101.0]})
+    assert found["slope_over_t5x"] == pytest.approx(0.5)
+
+
+def test_lists_and_swapped_tries_are_checked():
+    codes = made_docids.made_codes(310, 9, 4)
+    old, new = index_build.build(codes[10:], 9), index_build.build(codes[:300], 9)
+    assert index_swap.check(old, new, codes[:10]) in (0, 1)
+    with pytest.raises(SystemExit, match="lacks documents"):
+        index_swap.check(old, old, codes[:10])
+    allowed = np.arange(300) % 3 == 0
+    filter.check(old, filter.alive_bits(old, allowed), allowed)
+    with pytest.raises(SystemExit, match="other documents than the list"):
+        filter.check(old, filter.alive_bits(old, allowed), ~allowed)
+
+
+def test_searches_may_differ_in_one_docid_of_a_hundred():
+    found = np.arange(200).reshape(1, 100, 2)
+    other = found.copy()
+    other[0, 0, 0] = 999
+    constrained_search.assert_same(found, other)
+    other[0, 1, 0] = 999
+    with pytest.raises(SystemExit, match="of 100 docids STATIC finds 98"):
+        constrained_search.assert_same(found, other)
 
 
 def ranking(rows: list[int], scores: list[float]) -> BeamResult:

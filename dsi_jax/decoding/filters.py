@@ -32,18 +32,27 @@ def alive_bits(trie: Trie, allowed_N: np.ndarray) -> np.ndarray:
     alive = allowed_N[trie.rows[:num_documents]]
     if trie.runs is not None:
         num_docids = int(np.searchsorted(trie.runs, num_documents))
-        alive = np.logical_or.reduceat(alive, trie.runs[:num_docids])
+        alive = _any_of(alive, trie.runs[: num_docids + 1])
     parts = [alive]
     # From the last level of edges up: an edge is alive if an id below it is.
     for start, stop in reversed(_node_levels(trie)):
-        starts = trie.indptr[start:stop] - trie.indptr[start]
-        alive = np.logical_or.reduceat(alive, starts)
+        alive = _any_of(alive, trie.indptr[start : stop + 1] - trie.indptr[start])
         parts.append(alive)
     parts.pop()  # the root is no edge
     bits = np.zeros(trie.num_words * _WORD, bool)
     flat = np.concatenate(parts[::-1])
     bits[: len(flat)] = flat
     return np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32)
+
+
+def _any_of(flags: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Whether any of the flags ``ends[i]`` to ``ends[i + 1] - 1`` is set."""
+    if len(ends) == len(flags) + 1:  # one each
+        return flags
+    before = np.zeros(len(flags) + 1, np.int32)
+    np.cumsum(flags, out=before[1:])
+    before = before[ends]
+    return before[1:] != before[:-1]
 
 
 def _node_levels(trie: Trie) -> list[tuple[int, int]]:
