@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="dsi-jax search", description="Search a trained index.")
     add_arguments(parser)
-    arguments = parser.parse_args(argv)
+    # Intermixed: queries may stand behind options, as in `MODEL_DIR --image FILE "a query"`.
+    arguments = parser.parse_intermixed_args(argv)
     return terminal.guarded(lambda: run(arguments), show_traceback=arguments.traceback)
 
 
