@@ -32,6 +32,8 @@ from dsi_jax.evaluator import (
     Figures,
     Predictor,
     Target,
+    candidates,
+    has_texts,
     history,
     mean_and_best,
 )
@@ -158,10 +160,7 @@ class Evaluations:
         corpus = self._prepared.corpus
         sheet = []
         if isinstance(corpus, ImageCorpus):
-            rank = functools.partial(
-                self._predictor(self._evaluation).rank, params, should_stop=self._should_stop
-            )
-            sheet = image_report.sheet_rows(corpus, rank)
+            sheet = image_report.sheet_rows(corpus, functools.partial(self._rank, params))
         if not self._write:
             return
         lines, summary = self._summary(reported, figures, free, step, train_seconds, beside or {})
@@ -226,23 +225,39 @@ class Evaluations:
     def _evaluate(
         self, targets: list[Target], evaluation: Evaluation, params: Any, step: int
     ) -> dict[str, Figures]:
-        if not targets:
-            return {}
         constrained = evaluation.constraint == self._evaluation.constraint
         output = self._directory / ("inference_eval" if constrained else "inference_eval_free")
-        key = (tuple(targets), evaluation.constraint)
-        if key not in self._cache:
-            self._cache[key] = Evaluator(
-                targets,
-                keys=self._prepared.table.keys,
-                feature_lengths=self._collection.lengths,
-                output_dir=output if self._write else None,
-            )
-        predictor = self._predictor(evaluation)
-        return self._cache[key].evaluate(predictor, params, step, self._should_stop)
+        figures = {}
+        for target in targets:
+            key = (target, evaluation.constraint)
+            if key not in self._cache:
+                self._cache[key] = Evaluator(
+                    [target],
+                    keys=self._prepared.table.keys,
+                    feature_lengths=self._collection.lengths,
+                    output_dir=output if self._write else None,
+                )
+            predictor = self._predictor(evaluation, self._candidates(target))
+            figures |= self._cache[key].evaluate(predictor, params, step, self._should_stop)
+        return figures
 
-    def _predictor(self, evaluation: Evaluation) -> Predictor:
-        key = (evaluation.constraint, evaluation.beam_size, evaluation.batch_size)
+    def _candidates(self, target: Target) -> np.ndarray | None:
+        return candidates(self._prepared.corpus, self._prepared.tasks, target)
+
+    def _rank(
+        self, params: Any, split: str, examples: Sequence[Mapping[str, np.ndarray]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks what may be found in a split of a corpus of images, see `Predictor.rank`."""
+        predictor = self._predictor(self._evaluation, self._prepared.corpus.candidates.get(split))
+        return predictor.rank(params, examples, self._should_stop)
+
+    def _predictor(self, evaluation: Evaluation, rows: np.ndarray | None) -> Predictor:
+        key = (
+            evaluation.constraint,
+            evaluation.beam_size,
+            evaluation.batch_size,
+            None if rows is None else rows.tobytes(),
+        )
         if key not in self._cache:
             ranker = self._method.new_ranker(
                 self._model,
@@ -251,6 +266,7 @@ class Evaluations:
                 constraint=evaluation.constraint,
                 mesh=self._mesh,
                 rules=self._rules,
+                rows=rows,
             )
             self._cache[key] = Predictor(
                 ranker,
@@ -297,7 +313,7 @@ class Evaluations:
                 if target.name in other.figures:
                     systems[name] = other.figures[target.name]
             if self._has_queries(target):
-                index = bm25.BM25(self._prepared.corpus)
+                index = bm25.BM25(self._prepared.corpus, self._candidates(target))
                 systems["BM25"] = summary["bm25"] = index.evaluate(target.split)
             lines += ["", *report.split_lines(target.name, systems)]
         for name, values in free.items():
@@ -326,15 +342,11 @@ class Evaluations:
         return lines, summary
 
     def _has_queries(self, target: Target) -> bool:
-        """Whether the target is a split of the corpus's own queries."""
+        """Whether the target is a split of the corpus's own queries, and BM25 has texts to rank."""
         corpus, tasks = self._prepared.corpus, self._prepared.tasks
-        return (
-            corpus is not None
-            and tasks is not None
-            and target.task == tasks.retrieval
-            and target.split in corpus.queries
-            and any(corpus.texts)
-        )
+        if corpus is None or tasks is None or target.task != tasks.retrieval:
+            return False
+        return target.split in corpus.queries and has_texts(corpus, self._candidates(target))
 
     def _example_searches(self, reported: list[Target], params: Any) -> dict[str, Sequence[Hit]]:
         """A few of the reported queries and their documents; all processes take part."""
@@ -343,7 +355,8 @@ class Evaluations:
         if not chosen:
             return {}
         examples = [{features.INPUTS: np.array([text], object)} for text in chosen]
-        rows, scores = self._predictor(self._evaluation).rank(params, examples, self._should_stop)
+        predictor = self._predictor(self._evaluation, self._candidates(reported[-1]))
+        rows, scores = predictor.rank(params, examples, self._should_stop)
         return {
             text.decode("utf-8", "replace"): [
                 self._hit(int(row), float(score))

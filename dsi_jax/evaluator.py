@@ -23,6 +23,7 @@ from dsi_jax import searcher as searcher_lib
 from dsi_jax.data import collate, converters, features, metrics
 from dsi_jax.data.corpora import Corpus
 from dsi_jax.data.image_corpus import ImageCorpus
+from dsi_jax.data.registration import CorpusTasks
 from dsi_jax.inputs import Inputs, pad_rows
 from dsi_jax.methods.base import Ranker
 from dsi_jax.training import partitioning
@@ -311,6 +312,22 @@ def queries_hash(corpus: Corpus | ImageCorpus) -> str:
         digest.update(f"{split} {len(queries)} ".encode())
         queries.update_hash(digest)
     return digest.hexdigest()
+
+
+def candidates(
+    corpus: Corpus | ImageCorpus | None, tasks: CorpusTasks | None, target: Target
+) -> np.ndarray | None:
+    """The rows that may be found for a target, as the corpus's protocol says; None: all."""
+    if not isinstance(corpus, ImageCorpus) or tasks is None:
+        return None
+    own = target.task in (tasks.retrieval, tasks.images)
+    return corpus.candidates.get(target.split) if own else None
+
+
+def has_texts(corpus: Corpus | ImageCorpus, rows: np.ndarray | None) -> bool:
+    """Whether any of the documents has a text, without which BM25 has nothing to rank by."""
+    texts = corpus.texts
+    return any(texts if rows is None else (texts[row] for row in rows))
 
 
 def history(output_dir: Path, name: str, last_step: int) -> list[Figures]:

@@ -12,8 +12,8 @@ from dsi_jax.data import features
 from dsi_jax.data.image_corpus import ImageCorpus
 
 NUM_TEXTS, NUM_IMAGES = 10, 5
-# (flat examples of one modality) -> rows [n, M] and scores [n, M], see `evaluator.Predictor.rank`.
-Rank = Callable[[Sequence[Mapping[str, np.ndarray]]], tuple[np.ndarray, np.ndarray]]
+# (split, flat examples of one modality) -> rows and scores [n, M], see `evaluator.Predictor.rank`.
+Rank = Callable[[str, Sequence[Mapping[str, np.ndarray]]], tuple[np.ndarray, np.ndarray]]
 
 
 def sheet_rows(corpus: ImageCorpus, rank: Rank) -> list[SheetRow]:
@@ -21,23 +21,25 @@ def sheet_rows(corpus: ImageCorpus, rank: Rank) -> list[SheetRow]:
 
     Args:
       corpus: the images.
-      rank: ranks them.
+      rank: ranks those that may be found in a split.
     """
     rows = []
-    texts = _last_split(corpus.queries)
-    if texts is not None:
+    split = _last_split(corpus.queries)
+    if split is not None:
+        texts = corpus.queries[split]
         chosen = _evenly(len(texts), NUM_TEXTS)
         examples = [_example(features.INPUTS, texts.texts[i].encode()) for i in chosen]
         relevant = [texts.relevant[i] for i in chosen]
-        rows += _rows(corpus, [texts.texts[i] for i in chosen], relevant, rank(examples))
-    images = _last_split(corpus.image_queries)
-    if images is not None:
+        rows += _rows(corpus, [texts.texts[i] for i in chosen], relevant, rank(split, examples))
+    split = _last_split(corpus.image_queries)
+    if split is not None:
+        images = corpus.image_queries[split]
         chosen = _evenly(len(images), NUM_IMAGES)
         queries = [images.images[i] for i in chosen]
         contents = [q if isinstance(q, bytes) else q.read_bytes() for q in queries]
         examples = [_example(features.IMAGE, content) for content in contents]
         relevant = [images.relevant[i] for i in chosen]
-        rows += _rows(corpus, queries, relevant, rank(examples))
+        rows += _rows(corpus, queries, relevant, rank(split, examples))
     return rows
 
 
@@ -66,9 +68,9 @@ def _example(feature: str, value: bytes) -> dict[str, np.ndarray]:
     return {feature: np.array([value], object)}
 
 
-def _last_split(queries: Mapping[str, Any]) -> Any:
-    """Those of the test split, or of dev; None if there are neither."""
-    return queries.get("test", queries.get("dev"))
+def _last_split(queries: Mapping[str, Any]) -> str | None:
+    """The test split, or dev; None if there are neither."""
+    return next((split for split in ("test", "dev") if split in queries), None)
 
 
 def _evenly(size: int, count: int) -> list[int]:

@@ -14,7 +14,16 @@ import seqio
 from dsi_jax import checks, prepare, report
 from dsi_jax.data import corpora, metrics, registration
 from dsi_jax.data.bm25 import BM25
-from dsi_jax.evaluator import Evaluation, Evaluator, Figures, Predictor, Target, queries_hash
+from dsi_jax.evaluator import (
+    Evaluation,
+    Evaluator,
+    Figures,
+    Predictor,
+    Target,
+    candidates,
+    has_texts,
+    queries_hash,
+)
 from dsi_jax.retriever import Retriever
 from dsi_jax.training.checkpoints import check_writable
 
@@ -64,7 +73,7 @@ def evaluate(
     """
     del config_text
     retriever = Retriever.load(model_dir, step=step, docid_table=docid_table, beam_size=1)
-    loaded = retrieval = None
+    loaded = retrieval = tasks = None
     seed = retriever.metadata.get("corpus_seed", 42) if random_seed is None else random_seed
     sources = prepare.Sources(
         corpus=corpus,
@@ -96,12 +105,14 @@ def evaluate(
         logger.info("would evaluate %s", ", ".join(target.name for target in targets))
         return
     check_writable(output)
+    rows = candidates(loaded, tasks, targets[0])  # the same for all, as the split is
     predictor = Predictor(
         retriever.method.new_ranker(
             retriever.model,
             collection,
             beam_size=evaluation.beam_size,
             constraint=evaluation.constraint,
+            rows=rows,
         ),
         inputs=collection.inputs,
         batch_size=evaluation.batch_size,
@@ -116,8 +127,8 @@ def evaluate(
     figures = evaluator.evaluate(predictor, retriever.params, retriever.step)
     for target in targets:
         systems: dict[str, Figures] = {retriever.method.title: figures[target.name]}
-        if loaded is not None and target.task == retrieval and any(loaded.texts):
-            systems["BM25"] = BM25(loaded).evaluate(split)
+        if loaded is not None and target.task == retrieval and has_texts(loaded, rows):
+            systems["BM25"] = BM25(loaded, rows).evaluate(split)
         logger.info("\n%s", "\n".join(report.split_lines(target.name, systems)))
     logger.info("files: %s", output)
 

@@ -35,6 +35,7 @@ class Searcher:
       constraint: "trie" (only docids of the table) or "free" (whatever the model says).
       mesh: where the parameters lie; None: on one device.
       rules: logical axis rules, fitted to the model; used with a mesh.
+      rows: under "trie", the documents that may be found; None: all.
 
     Raises:
       ValueError: an unknown constraint, a beam size below 1, or a table that is not the model's.
@@ -49,6 +50,7 @@ class Searcher:
         constraint: str = "trie",
         mesh: Mesh | None = None,
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
+        rows: np.ndarray | None = None,
     ) -> None:
         if constraint not in CONSTRAINTS:
             raise ValueError(f"constraint is {constraint!r}; expected one of {CONSTRAINTS}")
@@ -59,8 +61,10 @@ class Searcher:
         self._model, self._mesh, self._rules = model, mesh, rules
         self._whole = None if mesh is None else partitioning.replicated(mesh)
         self._searches: dict[int, adapter.SearchFn] = {}
-        rule = constraint_lib.TrieConstraint if constraint == "trie" else constraint_lib.Free
-        self._host_rule = rule(trie.build_trie(table))
+        if constraint == "trie":
+            self._host_rule = constraint_lib.TrieConstraint(trie.build_trie(table, rows=rows))
+        else:
+            self._host_rule = constraint_lib.Free(trie.build_trie(table))
 
     def prepare(self, params: Any) -> Iterator[None]:
         """Nothing: the docids lie in the parameters."""
@@ -115,9 +119,13 @@ class Searcher:
         return partitioning.place(self._host_rule, self._whole)
 
 
-def cap_beams(beam_size: int, table: DocidTable, constraint: str) -> int:
-    """The beams that can be filled: under "trie" there are no more than documents."""
-    return min(beam_size, table.num_documents) if constraint == "trie" else beam_size
+def cap_beams(
+    beam_size: int, table: DocidTable, constraint: str, rows: np.ndarray | None = None
+) -> int:
+    """The beams that can be filled: under "trie" no more than there are documents, or `rows`."""
+    if constraint != "trie":
+        return beam_size
+    return min(beam_size, table.num_documents if rows is None else len(rows))
 
 
 def check_table(model: DSIModel, table: DocidTable) -> None:

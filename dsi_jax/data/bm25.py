@@ -14,6 +14,7 @@ import numpy as np
 
 from dsi_jax.data import metrics
 from dsi_jax.data.corpora import Corpus
+from dsi_jax.data.image_corpus import ImageCorpus
 
 
 def _bm25s() -> ModuleType:
@@ -27,12 +28,20 @@ def _bm25s() -> ModuleType:
 
 
 class BM25:
-    """An index over title and text of every document of a corpus."""
+    """An index over title and text of every document of a corpus, or of some.
 
-    def __init__(self, corpus: Corpus) -> None:
+    Args:
+      corpus: the documents and queries.
+      rows: int [C], ascending, the documents that may be found; None: all.
+    """
+
+    def __init__(self, corpus: Corpus | ImageCorpus, rows: np.ndarray | None = None) -> None:
         self._corpus = corpus
+        self._rows = np.arange(len(corpus)) if rows is None else rows
         self._bm25s = bm25s = _bm25s()
-        tokens = bm25s.tokenize(corpus.document_texts(), stopwords="en", show_progress=False)
+        texts = corpus.document_texts()
+        texts = [texts[row] for row in self._rows]
+        tokens = bm25s.tokenize(texts, stopwords="en", show_progress=False)
         self._index = bm25s.BM25()
         self._index.index(tokens, show_progress=False)
 
@@ -48,10 +57,10 @@ class BM25:
           no word with the query, row -1 and score -inf.
         """
         tokens = self._bm25s.tokenize(queries, stopwords="en", show_progress=False)
-        num_results = min(num_results, len(self._corpus))
-        rows, scores = self._index.retrieve(tokens, k=num_results, show_progress=False)
+        num_results = min(num_results, len(self._rows))
+        places, scores = self._index.retrieve(tokens, k=num_results, show_progress=False)
         found = scores > 0
-        rows = np.where(found, rows, -1).astype(np.int32)
+        rows = np.where(found, self._rows[places], -1).astype(np.int32)
         return rows, np.where(found, scores, -np.inf).astype(np.float32)
 
     def evaluate(self, split: str, num_results: int = max(metrics.HITS_AT)) -> dict[str, float]:

@@ -84,13 +84,14 @@ class Trie:
         return -(-(len(self.tokens) + len(self.tails)) // 32)
 
 
-def build_trie(table: DocidTable, depth: int | None = None) -> Trie:
+def build_trie(table: DocidTable, depth: int | None = None, rows: np.ndarray | None = None) -> Trie:
     """Builds the trie of a table, on the host.
 
     Args:
       table: a docid table; its keys are not read.
       depth: the levels of edges, below L; None: as few as leave no node with more than 16 docids,
         or else all but the last.
+      rows: the documents to build it of, which keep their rows and their order; None: all.
 
     Returns:
       A `Trie` of NumPy arrays in the smallest types that hold them.
@@ -105,7 +106,10 @@ def build_trie(table: DocidTable, depth: int | None = None) -> Trie:
             f"docid table holds token {largest}; expected tokens below its vocab_size "
             f"{table.vocab_size}"
         )
-    tokens_UxL = table.tokens[table.order]
+    order = table.order
+    if rows is not None:
+        order = order[np.isin(order, rows)]
+    tokens_UxL = table.tokens[order]
     runs = None
     if table.tie_seed is not None:
         opens = np.ones(len(tokens_UxL), bool)
@@ -114,17 +118,17 @@ def build_trie(table: DocidTable, depth: int | None = None) -> Trie:
         tokens_UxL = tokens_UxL[runs]
     edges, indptr, widths, repeats = _levels(tokens_UxL, depth)
     if len(repeats):
-        _raise_duplicate(table, int(repeats[0]))
+        _raise_duplicate(table, order, int(repeats[0]))
     num_edges = sum(map(len, edges))
     num_ids = num_edges + len(tokens_UxL)
     if num_ids >= np.iinfo(np.int32).max:
         raise ValueError(f"docid trie has {num_ids} edges and docids; expected below 2**31 - 1")
-    count = len(table.order)
+    count = len(order)
     return Trie(
         tokens=_padded(edges, tokens_UxL.dtype, 0),
         indptr=_padded(indptr, np.int32, num_ids),
         tails=_packed_tails(tokens_UxL[:, len(edges) :], table.vocab_size),
-        rows=_padded([table.order], np.int32, -1),
+        rows=_padded([order], np.int32, -1),
         first_leaf=np.asarray(num_edges, np.int32),
         runs=None if runs is None else _padded([runs, [count]], np.int32, count),
         widths=tuple(map(_width_bucket, widths)),
@@ -313,8 +317,8 @@ def _padded(parts: Sequence[np.ndarray], dtype: np.dtype, value: int) -> np.ndar
     return padded
 
 
-def _raise_duplicate(table: DocidTable, place: int) -> None:
-    first, second = sorted(int(row) for row in table.order[place - 1 : place + 1])
+def _raise_duplicate(table: DocidTable, order: np.ndarray, place: int) -> None:
+    first, second = sorted(int(row) for row in order[place - 1 : place + 1])
     raise ValueError(
         f"documents {table.keys[first]!r} (row {first}) and {table.keys[second]!r} (row {second}) "
         f"share the docid {table.tokens[first].tolist()}; expected unique docids"

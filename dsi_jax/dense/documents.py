@@ -38,6 +38,26 @@ class ImageInputs:
         return self._inputs.shapes({IMAGE: batch_size})[IMAGE]
 
 
+class SomeInputs:
+    """As `DocumentInputs`, of some of the documents, which go by their places among `rows`.
+
+    Args:
+      inputs: of all documents.
+      rows: int [C].
+    """
+
+    def __init__(self, inputs: "DocumentInputs | ImageInputs", rows: np.ndarray) -> None:
+        self._inputs, self._rows = inputs, rows
+        self.shapes = inputs.shapes
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __call__(self, places_B: np.ndarray) -> dict[str, np.ndarray]:
+        """See `DocumentInputs`."""
+        return self._inputs(self._rows[places_B])
+
+
 class DocumentInputs:
     """Inputs of the document's tower for any rows; tokenized when first asked for.
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from dsi_jax.dense import top_k
-from dsi_jax.dense.documents import DocumentInputs
+from dsi_jax.dense.documents import DocumentInputs, SomeInputs
 from dsi_jax.dense.embedding import DocumentEmbedder
 from dsi_jax.dense.store import EmbeddingStore
 from dsi_jax.training import partitioning
@@ -32,6 +33,7 @@ class DenseSearcher:
       mesh: where the parameters lie; None: on one device.
       rules: logical axis rules, fitted to the model.
       store: keeps the embeddings of the only parameters that will search, on one device.
+      rows: int [C], ascending, the documents to rank; None: all. Those of some are not stored.
     """
 
     def __init__(
@@ -43,10 +45,13 @@ class DenseSearcher:
         mesh: Mesh | None = None,
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
         store: EmbeddingStore | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
         if mesh is None:
             mesh = partitioning.one_device_mesh()
-        self.beam_size = beam_size
+        self.beam_size, self._rows = beam_size, rows
+        if rows is not None:
+            inputs, store = SomeInputs(inputs, rows), None
         self._mesh, self._rules, self._num_documents = mesh, rules, len(inputs)
         self._embedder = DocumentEmbedder(model, inputs, mesh=mesh, rules=rules)
         self._width, self._store = model.config.width, store
@@ -92,6 +97,7 @@ class DenseSearcher:
                 queries,
                 self._embeddings,
                 self._num_documents,
+                self._rows,
                 beam_size=min(beam_size or self.beam_size, self._num_documents),
             )
 
@@ -113,8 +119,13 @@ def _search(
     queries: Any,
     embeddings_PxNxE: jax.Array,
     num_documents: jax.Array,
+    rows_N: jax.Array | None,
     *,
     beam_size: int,
 ) -> top_k.Ranking:
     queries_BxE = model.apply({"params": params}, queries, method="encode_query")
-    return top_k.exact_top_k(queries_BxE, embeddings_PxNxE, num_documents, k=beam_size, mesh=mesh)
+    found = top_k.exact_top_k(queries_BxE, embeddings_PxNxE, num_documents, k=beam_size, mesh=mesh)
+    if rows_N is None:
+        return found
+    rows_BxM = jnp.where(found.valid, rows_N[found.rows], -1)
+    return found._replace(rows=rows_BxM.astype(jnp.int32))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from dsi_jax.decoding.beam import BeamResult
@@ -178,6 +179,7 @@ class Method(Protocol):
         constraint: str,
         mesh: Mesh | None = None,
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
+        rows: np.ndarray | None = None,
     ) -> Ranker:
         """Ranks the collection's documents.
 
@@ -188,6 +190,7 @@ class Method(Protocol):
           constraint: "trie" (only documents) or "free" (whatever the model says).
           mesh: where the parameters lie; None: on one device.
           rules: logical axis rules, fitted to the model; used with a mesh.
+          rows: int [C], ascending, the documents that may be found; None: all. "free" heeds it not.
 
         Raises:
           ValueError: the model cannot rank so.

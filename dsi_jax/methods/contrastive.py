@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from dsi_jax import checks
@@ -81,6 +82,7 @@ class Contrastive:
         constraint: str,
         mesh: Mesh | None = None,
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
+        rows: np.ndarray | None = None,
     ) -> DenseSearcher:
         """See `base.Method`."""
         if constraint != "trie":
@@ -95,4 +97,5 @@ class Contrastive:
             mesh=mesh,
             rules=rules,
             store=collection.store,
+            rows=rows,
         )

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from dsi_jax import checks
@@ -97,13 +98,15 @@ class DSI:
         constraint: str,
         mesh: Mesh | None = None,
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
+        rows: np.ndarray | None = None,
     ) -> searcher_lib.Searcher:
         """See `base.Method`."""
         return searcher_lib.Searcher(
             model,
             collection.table,
-            beam_size=searcher_lib.cap_beams(beam_size, collection.table, constraint),
+            beam_size=searcher_lib.cap_beams(beam_size, collection.table, constraint, rows),
             constraint=constraint,
             mesh=mesh,
             rules=rules,
+            rows=rows,
         )

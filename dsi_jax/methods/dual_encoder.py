@@ -103,6 +103,7 @@ class DualEncoder:
         constraint: str,
         mesh: Mesh | None = None,
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
+        rows: np.ndarray | None = None,
     ) -> DenseSearcher:
         """See `base.Method`."""
         if constraint != "trie":
@@ -117,6 +118,7 @@ class DualEncoder:
             mesh=mesh,
             rules=rules,
             store=collection.store,
+            rows=rows,
         )
 
 
