@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from dsi_jax.data.registration import (
     query_columns,
     strings,
 )
-from dsi_jax.data.sources import Column, InMemorySource
+from dsi_jax.data.sources import Column, InMemorySource, LazySource
 from dsi_jax.images import ImageSource
 
 _EVALUATED = ("dev", "test")
@@ -68,8 +68,9 @@ def register_image_tasks(
     if images:
         task = f"{prefix}_images"
         sources[task] = _source(corpus, task, images)
+    classes_of = None if corpus.classes is None else lambda: corpus.classes
     for task, source in sources.items():
-        _add_image_task(task, source, corpus.classes)
+        _add_image_task(task, source, classes_of)
     tasks = CorpusTasks(
         indexing=f"{prefix}_indexing",
         chunks=None,
@@ -86,6 +87,51 @@ def register_image_tasks(
         if tasks.pairs is not None:
             add_mixture(tasks.pairs, {t: r for t, r in rates.items() if t != tasks.indexing})
     return tasks
+
+
+def register_lazily(
+    name: str,
+    load: Callable[[], ImageCorpus],
+    *,
+    retrieval: Sequence[str] = (),
+    images: Sequence[str] = (),
+    indexing_ratio: float = 1.0,
+) -> None:
+    """Registers the tasks and mixtures that `register_image_tasks` would, reading nothing.
+
+    The corpus is loaded when one of them is first asked for its examples, their number or their
+    content.
+
+    Args:
+      name: prefix of the registered names.
+      load: loads the corpus.
+      retrieval: its splits of captions; without any there is no such task.
+      images: its splits of images that look for images; with "train", images have classes.
+      indexing_ratio: indexing examples for each retrieval example.
+
+    Raises:
+      ValueError: if the names are taken by other content.
+    """
+    loaded = functools.cache(load)
+    classes_of = (lambda: loaded().classes) if "train" in images else None
+    kinds = {
+        "indexing": (_indexing, ["train"]),
+        "retrieval": (_retrieval, retrieval),
+        "images": (_image_queries, images),
+    }
+    rates = {}
+    for kind, (columns, splits) in kinds.items():
+        if not splits:
+            continue
+        task = f"{name}_{kind}"
+
+        def make(columns=columns, task=task) -> InMemorySource:
+            return _source(loaded(), task, columns(loaded()))
+
+        _add_image_task(task, LazySource(make, splits), classes_of)
+        rates[task] = float(indexing_ratio) if kind == "indexing" else 1.0
+    add_mixture(f"{name}_dsi", rates)
+    add_mixture(f"{name}_pairs", {t: r for t, r in rates.items() if t != f"{name}_indexing"})
 
 
 def _rates(
@@ -187,12 +233,22 @@ def _source(
     return InMemorySource(columns, task, corpus.hash, digest.hexdigest())
 
 
-def _add_image_task(name: str, source: InMemorySource, classes: np.ndarray | None) -> None:
-    rows_of_class, more_metrics = None, []
-    if classes is not None:
-        order = np.argsort(classes, kind="stable").astype(np.int32)
-        rows_of_class = tf.RaggedTensor.from_row_lengths(order, np.bincount(classes))
-        more_metrics = [metrics.class_metrics]
+def _choose_row(
+    dataset: tf.data.Dataset, classes_of: Callable[[], np.ndarray] | None
+) -> tf.data.Dataset:
+    """See `preprocessors.choose_row`; a class's rows are looked up when examples are asked for."""
+    if classes_of is None or preprocessors.CLASS not in dataset.element_spec:
+        return dataset
+    classes = classes_of()
+    order = np.argsort(classes, kind="stable").astype(np.int32)
+    rows_of_class = tf.RaggedTensor.from_row_lengths(order, np.bincount(classes))
+    return preprocessors.choose_row(dataset, rows_of_class)
+
+
+def _add_image_task(
+    name: str, source: InMemorySource, classes_of: Callable[[], np.ndarray] | None
+) -> None:
+    more_metrics = [] if classes_of is None else [metrics.class_metrics]
     add_task(
         name,
         source,
@@ -201,7 +257,7 @@ def _add_image_task(name: str, source: InMemorySource, classes: np.ndarray | Non
             preprocessors.read_images,
             seqio.CacheDatasetPlaceholder(),
             preprocessors.choose_caption,
-            functools.partial(preprocessors.choose_row, rows_of_class=rows_of_class),
+            functools.partial(_choose_row, classes_of=classes_of),
         ],
         output_features=features.output_features(images=True),
         metric_fns=[metrics.retrieval_metrics, *more_metrics],

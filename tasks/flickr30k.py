@@ -1,0 +1,20 @@
+"""Tasks and mixtures of Flickr30k in Karpathy's splits (see `dsi_jax.data.tfds_images`).
+
+`flickr30k_indexing`, `flickr30k_retrieval`, `flickr30k_dsi` and `flickr30k_pairs`. Importing this
+module reads nothing: the data, built before, is read when its examples are first asked for.
+"""
+
+import functools
+
+from dsi_jax.data import image_corpora, image_registration
+from dsi_jax.data.tfds_images import SPECS
+
+_counts = SPECS["flickr30k"].counts
+
+image_registration.register_lazily(
+    "flickr30k",
+    functools.partial(image_corpora.load_image_corpus, "flickr30k", seed=42),
+    retrieval=("train", "dev", "test"),
+    # In a pass each image is indexed once, and each training image gives one of its captions.
+    indexing_ratio=sum(_counts.values()) / _counts["train"],
+)
