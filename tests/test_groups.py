@@ -11,8 +11,6 @@ import optax
 import pytest
 from flax import traverse_util
 
-import gin
-from dsi_jax import gin_utils
 from dsi_jax.models.clip_config import ClipTextConfig, ClipVisionConfig
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.models.t5 import T5Config
@@ -388,29 +386,3 @@ def test_model_info_lists_the_groups():
         "tower: 160 parameters, learning rate x 0.25 to 0.5, frozen until step 3,000",
         "all others: 37 parameters, learning rate x 1",
     ]
-
-
-# gin
-
-
-@pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
-def test_shipped_groups_suit_an_image_dsi(optimizer):
-    files = [f"optimizers/{optimizer}.gin", "optimizers/clip_groups.gin"]
-    gin_utils.parse(gin_utils.GinArguments(files, ["LAYER_DECAY=0.5", "UNFREEZE_AT=100"]))
-    chosen = gin.query_parameter("OPTIMIZER/macro.value").scoped_configurable_fn()
-    gin.clear_config()
-    shapes = tower_shapes(layers=2)
-    shapes |= {k: v for k, v in decoder_shapes().items() if k in ("decoder", "docid_embedder")}
-    found = factors(chosen.groups, shapes)
-    assert found["image_tower/vision_model/encoder/layers/0/mlp/fc1/kernel"] == 0.005
-    assert found["text_tower/text_model/final_layer_norm/scale"] == 0.01
-    assert found["image_tower/memory_projection/kernel"] == 1.0
-    lines = groups_lib.describe(chosen.groups, shapes)
-    assert [line.partition(":")[0] for line in lines] == [
-        "vision",
-        "text",
-        "docid embedding",
-        "decoder",
-        "all others",
-    ]
-    assert "frozen until step 100" in lines[0] and "frozen" not in lines[3]
