@@ -162,7 +162,9 @@ def _inputs(config: TrainConfig, table: DocidTable, mesh: Mesh) -> _Inputs:
         size.batch_size, mesh, config.microbatches
     )
     partitioning.check_batch_size(batch_size, mesh, config.microbatches)
-    towers, _ = run_lib.towers_of(config, checks.model_directory(config.model_dir))
+    towers, clip = run_lib.towers_of(config)
+    if clip is not None:
+        config = dataclasses.replace(config, method=clip.suit(config.method))
     image_size = towers and towers.image and towers.image.image_size
     collection = Collection(table, None, tokenizer, lengths, image_size=image_size)
     strategy = strategies.Strategy(

@@ -276,7 +276,9 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
     if config.batch_size is not None:
         partitioning.check_batch_size(config.batch_size, mesh, config.microbatches)
     stored, lender = _origin(config, directory)
-    towers, clip = towers_of(config, directory)
+    towers, clip = towers_of(config)
+    if clip is not None:
+        config = dataclasses.replace(config, method=clip.suit(config.method))
     given = config.model or stored or (lender.t5 if lender is not None else None)
 
     def check_disk(num_documents: int) -> None:
@@ -394,9 +396,7 @@ def _stream(
     return config.method.batches(stream, collection)
 
 
-def towers_of(
-    config: TrainConfig, directory: Path
-) -> tuple[TowersConfig | None, TowersLender | None]:
+def towers_of(config: TrainConfig) -> tuple[TowersConfig | None, TowersLender | None]:
     """The towers as they are asked for, and the weights that they begin with."""
     options: dict[str, Any] = {"remat": bool(config.remat)} if config.remat is not None else {}
     if config.dtype is not None:
@@ -414,8 +414,7 @@ def towers_of(
     if config.image_size is not None:
         options["image_size"] = config.image_size
     image = image and dataclasses.replace(image, **options)
-    has_begun = any(directory.glob("checkpoint_*"))
-    return TowersConfig(text, image, config.encoder_memory), None if has_begun else lender
+    return TowersConfig(text, image, config.encoder_memory), lender
 
 
 def fitting(

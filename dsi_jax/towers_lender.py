@@ -12,6 +12,7 @@ from flax import traverse_util
 from dsi_jax.convert import clip as clip_lib
 from dsi_jax.convert import hub
 from dsi_jax.convert.positions import resize_positions
+from dsi_jax.methods.base import Method
 from dsi_jax.methods.contrastive import Contrastive
 from dsi_jax.methods.registry import method_of
 from dsi_jax.models.clip_config import ClipTextConfig, ClipVisionConfig
@@ -35,6 +36,7 @@ class TowersLender:
       image: likewise of images.
       load: gives the weights under the paths of `models.clip.Clip`, with slashes.
       tokenizer_hash: of its vocabulary, where that is known.
+      embedding_dim: width of its embeddings; None: it has no projections.
     """
 
     name: str
@@ -42,6 +44,13 @@ class TowersLender:
     image: ClipVisionConfig | None
     load: Callable[[], dict[str, Any]]
     tokenizer_hash: str | None = None
+    embedding_dim: int | None = None
+
+    def suit(self, method: Method) -> Method:
+        """The method with embeddings as wide as the lender's, where it leaves their width open."""
+        if isinstance(method, Contrastive) and method.embedding_dim is None:
+            return dataclasses.replace(method, embedding_dim=self.embedding_dim)
+        return method
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raises where the tower of texts was trained with another vocabulary.
@@ -79,8 +88,11 @@ class TowersLender:
             else:
                 part, _, rest = path.partition("/")
                 place = f"{_OF_DSI.get(part, '')}/{rest}"
-            if place in own:
-                lent[place] = value
+            if place not in own:
+                continue
+            if path.endswith("_projection/kernel") and own[place].shape != value.shape:
+                continue  # to embeddings of another width: learned anew
+            lent[place] = value
         result = assignment.apply_assignment_map(
             traverse_util.unflatten_dict({p: own[p] for p in lent}, sep="/"),
             traverse_util.unflatten_dict(lent, sep="/"),
@@ -106,7 +118,9 @@ def open_lender(source: str | Path) -> TowersLender:
         _, params = clip_lib.load_clip(directory, config)
         return traverse_util.flatten_dict(params, sep="/")
 
-    return TowersLender(str(source), config.text, config.vision, load)
+    return TowersLender(
+        str(source), config.text, config.vision, load, embedding_dim=config.projection_dim
+    )
 
 
 def _open_checkpoint(directory: Path) -> TowersLender:
@@ -122,7 +136,14 @@ def _open_checkpoint(directory: Path) -> TowersLender:
         flat = traverse_util.flatten_dict(checkpoints.load_params(directory), sep="/")
         return {path.removeprefix("clip/"): value for path, value in flat.items()}
 
-    return TowersLender(str(directory), config.text, config.image, load, metadata["tokenizer_hash"])
+    return TowersLender(
+        str(directory),
+        config.text,
+        config.image,
+        load,
+        metadata["tokenizer_hash"],
+        config.embedding_dim,
+    )
 
 
 def _image_config(config: DSIConfig | ContrastiveConfig) -> ClipVisionConfig:

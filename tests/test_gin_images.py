@@ -138,9 +138,9 @@ def tiny_clip(tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("name", ["coco_naive", "irgen_cub200", "irgen_places365"])
-def test_model_and_its_dense_baseline_have_shapes(name, tiny_clip, tmp_path):
+def test_model_and_its_dense_baseline_have_shapes(name, tiny_clip):
     config = configured(name, CLIP_CHECKPOINT=tiny_clip)
-    towers, lender = run.towers_of(config, tmp_path)
+    towers, lender = run.towers_of(config)
     assert lender.image == dataclasses.replace(towers.image, dtype=lender.image.dtype)
     pixels = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.uint8)
     batch = {"image": {"pixels": pixels}, "document": {"pixels": pixels}}
