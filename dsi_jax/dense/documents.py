@@ -58,6 +58,31 @@ class SomeInputs:
         return self._inputs(self._rows[places_B])
 
 
+class AbsentImages(Sequence[ImageSource]):
+    """Stands for images that are not stored beside a model; whoever asks for one is told so.
+
+    Args:
+      count: N.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row):
+        """Raises.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError(
+            "the images are to be embedded, and a MODEL_DIR does not hold them; expected their "
+            "embeddings in it: `dsi-jax eval` with IMAGES or CORPUS makes and keeps them"
+        )
+
+
 class DocumentInputs:
     """Inputs of the document's tower for any rows; tokenized when first asked for.
 

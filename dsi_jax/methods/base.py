@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dsi_jax.decoding.beam import BeamResult
-from dsi_jax.dense.documents import DocumentInputs, ImageInputs
+from dsi_jax.dense.documents import AbsentImages, DocumentInputs, ImageInputs
 from dsi_jax.dense.store import EmbeddingStore
 from dsi_jax.dense.top_k import Ranking
 from dsi_jax.docids.table import DocidTable
@@ -62,6 +62,8 @@ class Collection:
         """
         if self.images is not None:
             return ImageInputs(self.images, self.inputs)
+        if self.image_size is not None:
+            return ImageInputs(AbsentImages(self.table.num_documents), self.inputs)
         if self.texts is None:
             raise ValueError(
                 "the documents themselves are needed, and there are none: training needs CORPUS, "
