@@ -303,17 +303,24 @@ class Evaluations:
             "free": free,
             "beside": {name: dataclasses.asdict(other) for name, other in beside.items()},
         }
+        corpus = self._prepared.corpus
+        if isinstance(corpus, ImageCorpus):
+            lines.append(f"protocol {corpus.protocol}")
+            summary["protocol"] = corpus.protocol
         lines += [
             f"{name}: {other.train_seconds / 60:.1f} minutes of training"
             for name, other in beside.items()
         ]
         for target in reported:
+            rows = self._candidates(target)
+            if rows is not None:
+                lines += ["", f"{target.name}: {len(rows):,} of the documents may be found"]
             systems: dict[str, Figures] = {self._method.title: figures[target.name]}
             for name, other in beside.items():
                 if target.name in other.figures:
                     systems[name] = other.figures[target.name]
             if self._has_queries(target):
-                index = bm25.BM25(self._prepared.corpus, self._candidates(target))
+                index = bm25.BM25(corpus, rows)
                 systems["BM25"] = summary["bm25"] = index.evaluate(target.split)
             lines += ["", *report.split_lines(target.name, systems)]
         for name, values in free.items():

@@ -1,6 +1,8 @@
 """Where a protocol says which images may be found, only these are ranked: against brute force."""
 
 import functools
+import json
+import re
 
 import flax.linen as nn
 import jax
@@ -197,7 +199,7 @@ def test_candidates_are_of_own_tasks_and_their_split(corpus):
     assert candidates(everything, tasks, Target(tasks.retrieval, "test")) is None
 
 
-def test_evaluation_reports_the_figures_of_the_candidates(corpus, dsi, tmp_path):
+def test_evaluation_reports_the_figures_of_the_candidates(corpus, dsi, tmp_path, monkeypatch):
     model, collection, params = dsi
     tasks = image_registration.register_image_tasks(corpus)
     evaluations = Evaluations(
@@ -217,7 +219,18 @@ def test_evaluation_reports_the_figures_of_the_candidates(corpus, dsi, tmp_path)
         collection=collection,
         write=True,
     )
-    (figures,) = evaluations.reported(params).values()
+    # The model has no encoder of images, which the indexing task asks back.
+    monkeypatch.setattr(evaluations, "_targets_while_training", list)
+    evaluations.finish(params, 7, train_seconds=1.0)
+    summary = json.loads((tmp_path / "report.json").read_text())
+    assert summary["protocol"] == "karpathy_test" and "bm25" not in summary
+    text = (tmp_path / "report.txt").read_text()
+    assert "protocol karpathy_test" in text
+    assert f"toy_retrieval_test: {len(TEST)} of the documents may be found" in text
+    found = set(re.findall(r"\bk\d+\b", text.partition("example searches:")[2]))
+    assert found and found <= {f"k{row}" for row in TEST}
+    assert (tmp_path / "contact_sheet.png").exists()
+    (figures,) = summary["test"].values()
     queries = corpus.queries["test"]
     ranker = DSI().new_ranker(model, collection, beam_size=50, constraint="trie")
     everything = ranked(ranker, params, collection, queries.texts)
