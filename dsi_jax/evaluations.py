@@ -289,6 +289,9 @@ class Evaluations:
     ) -> tuple[list[str], dict[str, Any]]:
         table = self._prepared.table
         what = f"docids {table.kind}" if self._method.decodes else self._method.title
+        corpus, columns = self._prepared.corpus, report.COLUMNS
+        if isinstance(corpus, ImageCorpus):
+            what, columns = f"protocol {corpus.protocol}, {what}", report.IMAGE_COLUMNS
         lines = [
             f"{table.num_documents:,} documents, {what}, {step:,} steps, "
             f"{seconds / 60:.1f} minutes of training"
@@ -299,6 +302,7 @@ class Evaluations:
             "method": self._method.kind,
             "docids": table.kind,
             "documents": table.num_documents,
+            "protocol": getattr(corpus, "protocol", None),
             "test": figures,
             "free": free,
             "beside": {name: dataclasses.asdict(other) for name, other in beside.items()},
@@ -322,7 +326,7 @@ class Evaluations:
             if self._has_queries(target):
                 index = bm25.BM25(corpus, rows)
                 systems["BM25"] = summary["bm25"] = index.evaluate(target.split)
-            lines += ["", *report.split_lines(target.name, systems)]
+            lines += ["", *report.split_lines(target.name, systems, columns)]
         for name, values in free.items():
             if "invalid_rate" in values:
                 rate = f"{100 * values['invalid_rate']:.2f}%"

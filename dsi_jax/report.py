@@ -12,20 +12,24 @@ Figures = Mapping[str, float]
 
 GROUPS = (("all", ""), ("seen", "/seen"), ("unseen", "/unseen"))
 COLUMNS = ("hits@1", "hits@10", "mrr@10", "ndcg@10")
+IMAGE_COLUMNS = ("hits@1", "hits@5", "hits@10", "mrr@10")  # of this literature
 CLASS_COLUMNS = ("p@1", "p@10", "map@10", "map@100")
 _OF_RETRIEVAL = re.compile(r"((hits|mrr|ndcg|p|map)@\d+|queries|invalid_rate)(/\w+)?")
 
 
-def split_lines(name: str, systems: Mapping[str, Figures]) -> list[str]:
+def split_lines(
+    name: str, systems: Mapping[str, Figures], columns: Sequence[str] = COLUMNS
+) -> list[str]:
     """What was measured on a split: retrieval, where the task has its metrics, then all else.
 
     Args:
       name: what the split is called.
       systems: name -> figures of the task's metrics.
+      columns: of the table of retrieval.
     """
     lines = [name]
     if any("queries" in figures for figures in systems.values()):
-        lines = [f"{name} (percent)", retrieval_table(systems)]
+        lines = [f"{name} (percent)", retrieval_table(systems, columns)]
         if text := class_table(systems):
             lines += ["", text]
     for system, figures in systems.items():
@@ -41,16 +45,17 @@ def other_metrics(figures: Figures) -> Figures:
     return {name: v for name, v in figures.items() if not _OF_RETRIEVAL.fullmatch(name)}
 
 
-def retrieval_table(systems: Mapping[str, Figures]) -> str:
+def retrieval_table(systems: Mapping[str, Figures], columns: Sequence[str] = COLUMNS) -> str:
     """Figures of several systems on one split: all queries, seen and unseen ones.
 
     Args:
       systems: name -> figures, as `data.metrics.retrieval_metrics` gives them.
+      columns: of the table.
 
     Returns:
       A table, one line a group and system.
     """
-    return _figures_table(systems, COLUMNS)
+    return _figures_table(systems, columns)
 
 
 def class_table(systems: Mapping[str, Figures]) -> str:
