@@ -307,10 +307,6 @@ class Evaluations:
             "free": free,
             "beside": {name: dataclasses.asdict(other) for name, other in beside.items()},
         }
-        corpus = self._prepared.corpus
-        if isinstance(corpus, ImageCorpus):
-            lines.append(f"protocol {corpus.protocol}")
-            summary["protocol"] = corpus.protocol
         lines += [
             f"{name}: {other.train_seconds / 60:.1f} minutes of training"
             for name, other in beside.items()
