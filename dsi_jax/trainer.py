@@ -135,7 +135,8 @@ def _baseline(run: Run, config_text: str) -> dict[str, evaluations_lib.Beside]:
             vocabulary=config.sources.vocabulary or str(run.directory),
             mixture_or_task_name=pairs or run.prepared.mixture_or_task_name,
         ),
-        optimizer=config.baseline_optimizer or config.optimizer,
+        # Groups are of the parts of a DSI.
+        optimizer=config.baseline_optimizer or dataclasses.replace(config.optimizer, groups=()),
         method=config.baseline,
         baseline=None,
         train_steps=config.baseline_steps or run.train_steps,

@@ -111,7 +111,7 @@ def test_docids_of_pixels_group_scenes_by_their_ground(scenes):
     alike = sum(
         np.unique_counts(digits[grounds == ground]).counts.max() for ground in demo_image.GROUNDS
     )
-    assert alike >= 0.85 * len(scenes)
+    assert alike >= 0.75 * len(scenes)  # a third of them by chance
 
 
 # CLIP
