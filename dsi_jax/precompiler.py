@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dsi_jax import autosize, checks, lenders
+from dsi_jax import autosize, checks, lenders, vocabularies
 from dsi_jax import prepare as prepare_lib
 from dsi_jax import run as run_lib
 from dsi_jax.ahead import report, topologies
@@ -222,9 +222,9 @@ def _text_model(config: TrainConfig, chosen: T5Config) -> tuple[T5Config, Tokeni
 
 
 def _tokenizer(config: TrainConfig) -> Tokenizer | None:
-    own = checks.model_directory(config.model_dir) / prepare_lib.TOKENIZER
+    own = checks.model_directory(config.model_dir) / vocabularies.TOKENIZER
     try:
-        return prepare_lib.given_tokenizer(config.sources.vocabulary or str(own))
+        return vocabularies.given(config.sources.vocabulary or str(own))
     except FileNotFoundError:
         return None
 

@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import seqio
 from jax.experimental import multihost_utils
 
-from dsi_jax import checks, tokenizers
+from dsi_jax import checks, docid_tables, tokenizers, vocabularies
 from dsi_jax import documents as documents_lib
-from dsi_jax.clip_bpe import ClipTokenizer
-from dsi_jax.convert import hub
 from dsi_jax.data import (
-    corpora,
     document_forms,
     image_corpora,
     image_registration,
@@ -32,10 +27,7 @@ from dsi_jax.data import (
     strategies,
 )
 from dsi_jax.data.image_corpus import ImageCorpus
-from dsi_jax.docids import oracle as oracle_lib
-from dsi_jax.docids import plots, report, text_space
-from dsi_jax.docids.embeddings import Embedder
-from dsi_jax.docids.image_embeddings import ImageEmbedder
+from dsi_jax.docids import plots, report
 from dsi_jax.docids.table import DocidBuilder, DocidTable
 from dsi_jax.methods.base import Collection
 from dsi_jax.models.dsi import COMPACT_SPACE, DOCID_SPACES, TEXT_SPACE
@@ -43,13 +35,8 @@ from dsi_jax.training import checkpoints
 
 logger = logging.getLogger(__name__)
 
-AnyCorpus = corpora.Corpus | ImageCorpus
-BYTES = "bytes"
 TEXT_TABLE = "docids_text"  # in MODEL_DIR: the docids in text tokens
 PLOT = "docids_report.png"  # in MODEL_DIR: the health of the docid table
-_T5_MODEL = "spiece.model"  # what T5's directories call it
-TOKENIZER = "tokenizer.json"  # what a run's own vocabulary is called
-_ORIGIN = ("corpus_hash", "vocabulary_size", "seed")  # what that vocabulary depends on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +116,7 @@ class Prepared:
       embeddings: what the table was built from, if it was, and just now; float32 [N, D].
     """
 
-    corpus: AnyCorpus | None
+    corpus: docid_tables.AnyCorpus | None
     documents: documents_lib.Documents | None
     tokenizer: tokenizers.Tokenizer
     table: DocidTable
@@ -204,7 +191,12 @@ def prepare(
         found = _prepare(sources, model_dir, write, check)
         if text_vocab_size is None or sources.space != TEXT_SPACE:
             return found
-        return _in_text_space(found, model_dir / TEXT_TABLE, text_vocab_size, write)
+        path = model_dir / TEXT_TABLE
+        vocab_size = text_vocab_size(found.tokenizer)
+        table = docid_tables.in_text_space(
+            found.table, found.tokenizer, vocab_size, path, write=write
+        )
+        return dataclasses.replace(found, table=table, table_path=path)
 
     if jax.process_count() == 1 or not write:
         return prepared()
@@ -224,19 +216,31 @@ def _prepare(
         return _prepare_foreign(sources, model_dir, write, check)
     corpus, foreign = load_corpus_for(sources)
     path = table_path(sources, model_dir)
-    table = _existing_table(sources, path, corpus)
+    # A table from elsewhere may serve runs of several seeds.
+    seed = sources.seed if sources.docid_table is None else None
+    table = docid_tables.existing(path, corpus, sources.docids, seed)
     tasks = register_tasks(corpus, sources, with_mixture=not foreign)
     name = sources.mixture_or_task_name or tasks.mixture
     _check_task(name)
-    tokenizer = _existing_tokenizer(sources, model_dir, corpus)
+    origin = vocabularies.Origin(corpus.hash, sources.vocabulary_size, sources.seed)
+    if sources.vocabulary is not None:
+        tokenizer = vocabularies.given(sources.vocabulary)
+    else:
+        tokenizer = vocabularies.trained(model_dir, origin)
     check(len(corpus))
     if write:
         checkpoints.check_writable(model_dir)
     if tokenizer is None:
-        tokenizer = _train_tokenizer(sources, model_dir, corpus, write)
+        tokenizer = vocabularies.train(corpus, origin, model_dir, write=write)
     embeddings = None
     if table is None:
-        table, embeddings = _build_table(sources, path, corpus, tokenizer, write)
+        table, embeddings = docid_tables.build(
+            sources.docids,
+            corpus,
+            tokenizer,
+            seed=sources.seed,
+            path=path if write else None,
+        )
     store = model_dir / "documents.arrow"
     if write and not store.exists():
         documents_lib.write_documents(store, corpus.keys, corpus.titles, corpus.texts)
@@ -252,7 +256,7 @@ def _prepare(
     )
 
 
-def load_corpus_for(sources: Sources) -> tuple[AnyCorpus, bool]:
+def load_corpus_for(sources: Sources) -> tuple[docid_tables.AnyCorpus, bool]:
     """The corpus, and whether the tasks are another project's.
 
     Raises:
@@ -272,7 +276,7 @@ def load_corpus_for(sources: Sources) -> tuple[AnyCorpus, bool]:
 
 
 def register_tasks(
-    corpus: AnyCorpus, sources: Sources, *, with_mixture: bool
+    corpus: docid_tables.AnyCorpus, sources: Sources, *, with_mixture: bool
 ) -> registration.CorpusTasks:
     """Registers the corpus's own tasks; see `data.registration` and `data.image_registration`."""
     if isinstance(corpus, ImageCorpus):
@@ -301,7 +305,9 @@ def build_docids(
     checks.check_type("MODEL_DIR", model_dir, str)
     check_sources(sources)
     prepared = prepare(sources, model_dir, write=not dry_run)
-    oracle = _oracle_recall(sources, prepared)
+    oracle = docid_tables.oracle_recall(
+        prepared.table, sources.docids, prepared.corpus, sources.seed, prepared.embeddings
+    )
     logger.info("%s\n\n%s", "\n".join(prepared.lines()), report.report(prepared.table, oracle))
     if dry_run:
         return
@@ -382,7 +388,7 @@ def _prepare_foreign(
     _check_task(sources.mixture_or_task_name)
     path = table_path(sources, model_dir)
     table = DocidTable.load(path)
-    tokenizer = given_tokenizer(sources.vocabulary)
+    tokenizer = vocabularies.given(sources.vocabulary)
     check(table.num_documents)
     if write:
         checkpoints.check_writable(model_dir)
@@ -406,251 +412,3 @@ def _check_task(name: str) -> None:
             + (f"; did you mean {close[0]!r}?" if close else "")
             + "; a gin file must import the module that registers it (import my_project.tasks)"
         )
-
-
-def _existing_table(sources: Sources, path: Path, corpus: AnyCorpus) -> DocidTable | None:
-    if not path.exists():
-        if sources.docids is None:
-            raise ValueError(
-                f"no docid table at {path} and no DOCIDS to build one with: pass a file of "
-                "docids/, for example --gin_file=docids/atomic.gin"
-            )
-        return None
-    table = DocidTable.load(path)
-    if table.corpus_hash != corpus.hash:
-        raise ValueError(
-            f"docid table {path} belongs to the corpus {table.corpus_hash[:16]}; CORPUS "
-            f"{sources.corpus!r} is {corpus.hash[:16]}"
-        )
-    if sources.docids is not None:
-        # A table from elsewhere may serve runs of several seeds.
-        seed = sources.seed if sources.docid_table is None else None
-        _check_built_by(table, path, sources.docids, seed)
-    return table
-
-
-def _check_built_by(table: DocidTable, path: Path, builder: DocidBuilder, seed: int | None) -> None:
-    """Raises where DOCIDS would build another table than the one that lies there."""
-    remedy = "remove the directory or choose another MODEL_DIR"
-    if table.kind != builder.kind:
-        raise ValueError(
-            f"docid table {path} is of kind {table.kind!r}; DOCIDS asks for {builder.kind!r}: "
-            f"{remedy}"
-        )
-    for name, value in (vars(builder) | {"seed": seed}).items():
-        if value is None or name not in table.parameters:
-            continue  # the builder's own choice
-        if hasattr(value, "describe"):
-            value = value.describe()
-        if table.parameters[name] != value:
-            raise ValueError(
-                f"docid table {path} was built with {name} {table.parameters[name]!r}; this run "
-                f"asks for {value!r}: {remedy}"
-            )
-
-
-def _build_table(
-    sources: Sources,
-    path: Path,
-    corpus: AnyCorpus,
-    tokenizer: tokenizers.Tokenizer,
-    write: bool,
-) -> tuple[DocidTable, np.ndarray | None]:
-    given = {
-        "embeddings": lambda: _embeddings(sources, corpus),
-        "titles": lambda: corpus.titles,
-        "texts": lambda: corpus.texts,
-        "tokenizer": lambda: tokenizer,
-        "classes": lambda: _classes(sources, corpus),
-    }
-    unknown = sources.docids.needs - given.keys()
-    if unknown:
-        raise ValueError(
-            f"{sources.docids.kind} docids need {sorted(unknown)}; a corpus has {sorted(given)}"
-        )
-    needed = {name: given[name]() for name in sources.docids.needs}
-    table = sources.docids.build(corpus.keys, corpus.hash, seed=sources.seed, **needed)
-    _check_built(table, sources.docids, corpus)
-    if write:
-        table.save(path)
-        table = DocidTable.load(path)
-    return table, needed.get("embeddings")
-
-
-def _oracle_recall(sources: Sources, prepared: Prepared) -> oracle_lib.OracleRecall | None:
-    """Of a kind that is made of embeddings, against these; None for others."""
-    by_embedding = sources.docids is not None and "embeddings" in sources.docids.needs
-    if not by_embedding or prepared.corpus is None or len(prepared.corpus) < 2:
-        return None
-    embeddings = prepared.embeddings
-    if embeddings is None:  # the table was there already
-        embeddings = _embeddings(sources, prepared.corpus)
-    return oracle_lib.oracle_recall(prepared.table, embeddings)
-
-
-def _embeddings(sources: Sources, corpus: AnyCorpus) -> np.ndarray:
-    return embed_documents(sources.docids.embedder, corpus, sources.seed)
-
-
-def _classes(sources: Sources, corpus: AnyCorpus) -> np.ndarray:
-    if corpus.classes is None:
-        raise ValueError(
-            f"{sources.docids.kind} docids need a class for each document; the corpus "
-            f"{corpus.name!r} has none"
-        )
-    return np.asarray(corpus.classes)
-
-
-def embed_documents(embedder: Embedder | ImageEmbedder, corpus: AnyCorpus, seed: int) -> np.ndarray:
-    """Embeddings float32 [N, E]: of images where the embedder reads them, else of texts.
-
-    Raises:
-      ValueError: the embedder has no use for the documents.
-    """
-    if not hasattr(embedder, "embed_images"):
-        return embedder.embed(corpus.document_texts(), seed=seed)
-    if not isinstance(corpus, ImageCorpus):
-        raise ValueError(f"{embedder} embeds images; the documents of '{corpus.name}' are texts")
-    return embedder.embed_images(corpus.images, seed=seed)
-
-
-def _check_built(table: DocidTable, builder: DocidBuilder, corpus: AnyCorpus) -> None:
-    """Raises where a builder, maybe another project's, does not keep its promises."""
-    promised = {
-        "documents": (table.num_documents, len(corpus)),
-        "corpus_hash": (table.corpus_hash, corpus.hash),
-        "kind": (table.kind, builder.kind),
-    }
-    for name, (found, expected) in promised.items():
-        if found != expected:
-            raise ValueError(
-                f"the docid table that {type(builder).__name__} built has {name} {found!r}; "
-                f"expected {expected!r}"
-            )
-    if list(table.keys) != list(corpus.keys):
-        raise ValueError(f"{type(builder).__name__} changed the order or the names of the keys")
-    table.validate()
-
-
-def _in_text_space(
-    prepared: Prepared,
-    path: Path,
-    vocab_size: Callable[[tokenizers.Tokenizer], int],
-    write: bool,
-) -> Prepared:
-    """The same with docids in text tokens; their table is kept in MODEL_DIR, beside the other."""
-    tokenizer, compact = prepared.tokenizer, prepared.table
-    if path.exists():
-        table = DocidTable.load(path)
-        origin = {"compact": compact.hash, "spelled_by": tokenizer.hash}
-        for name, value in origin.items():
-            if table.parameters.get(name) != value:
-                raise ValueError(
-                    f"docid table {path} was spelled with {name} {table.parameters.get(name)}; "
-                    f"this run has {value}: remove the directory or choose another MODEL_DIR"
-                )
-    else:
-        least = text_space.least_vocab_size(tokenizer)
-        table = text_space.spell(compact, tokenizer, max(least, vocab_size(tokenizer)))
-        if write:
-            table.save(path)
-            table = DocidTable.load(path)
-    return dataclasses.replace(prepared, table=table, table_path=path)
-
-
-def given_tokenizer(vocabulary: str) -> tokenizers.Tokenizer:
-    """The tokenizer that VOCABULARY names.
-
-    Raises:
-      FileNotFoundError: there is none; the path is named.
-      ValueError: it is damaged.
-    """
-    if vocabulary == BYTES:
-        return tokenizers.ByteTokenizer()
-    path = Path(vocabulary).expanduser()
-    if not path.exists() and hub.is_hub_id(vocabulary):
-        path = hub.local_directory(vocabulary)
-    if (path / "merges.txt").is_file() or _is_clip(path):
-        return ClipTokenizer.from_file(path)
-    if _is_or_has_checkpoint(path):
-        metadata = checkpoints.load_metadata(checkpoints.latest_checkpoint(path))
-        return tokenizers.from_spec(metadata["tokenizer"])
-    for name in (_T5_MODEL, TOKENIZER):
-        if (path / name).is_file():
-            path /= name
-            break
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"VOCABULARY {vocabulary!r}: {path} is no file; expected a SentencePiece model, a "
-            f"directory with {_T5_MODEL}, a MODEL_DIR, a checkpoint, or {BYTES!r}"
-        )
-    if path.suffix == ".json":
-        return _read_tokenizer(path)[0]
-    return tokenizers.SentencePieceTokenizer.from_file(path)
-
-
-def _is_clip(path: Path) -> bool:
-    config = path / "config.json"
-    return config.is_file() and "clip" in json.loads(config.read_text()).get("model_type", "")
-
-
-def _is_or_has_checkpoint(path: Path) -> bool:
-    return (path / "metadata").is_dir() or any(path.glob("checkpoint_*/metadata"))
-
-
-def _existing_tokenizer(
-    sources: Sources, model_dir: Path, corpus: AnyCorpus
-) -> tokenizers.Tokenizer | None:
-    """The given vocabulary, or the one that was trained in this MODEL_DIR."""
-    if sources.vocabulary is not None:
-        return given_tokenizer(sources.vocabulary)
-    path = model_dir / TOKENIZER
-    if not path.exists():
-        return None
-    tokenizer, stored = _read_tokenizer(path)
-    for name, value in _origin(sources, corpus).items():
-        if stored[name] != value:
-            raise ValueError(
-                f"{path} was trained with {name} {stored[name]}; this run asks for {value}: "
-                "remove the file or choose another MODEL_DIR"
-            )
-    return tokenizer
-
-
-def _train_tokenizer(
-    sources: Sources, model_dir: Path, corpus: AnyCorpus, write: bool
-) -> tokenizers.Tokenizer:
-    texts = corpus.document_texts()
-    if corpus.has_training_queries:
-        texts += corpus.queries["train"].texts
-    if not any(texts):
-        return tokenizers.ByteTokenizer()  # images without a word
-    tokenizer = tokenizers.train_sentencepiece(
-        texts, vocab_size=sources.vocabulary_size, seed=sources.seed
-    )
-    if write:
-        path = model_dir / TOKENIZER
-        partial = path.with_suffix(".partial")
-        origin = _origin(sources, corpus)
-        partial.write_text(json.dumps(origin | {"tokenizer": tokenizer.spec()}))
-        partial.rename(path)
-    return tokenizer
-
-
-def _origin(sources: Sources, corpus: AnyCorpus) -> dict[str, Any]:
-    """What a vocabulary trained on the corpus depends on."""
-    values = (corpus.hash, sources.vocabulary_size, sources.seed)
-    return dict(zip(_ORIGIN, values, strict=True))
-
-
-def _read_tokenizer(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """The tokenizer of a run's tokenizer.json, and what it was trained on."""
-    try:
-        stored = json.loads(path.read_text())
-        tokenizer = tokenizers.from_spec(stored["tokenizer"])
-        origin = {name: stored[name] for name in _ORIGIN}
-    except KeyError as error:
-        raise ValueError(f"{path} is no vocabulary of a run: it lacks {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is no vocabulary of a run: {error}") from error
-    return tokenizer, origin
