@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("own_registries")
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pipeline") / "pictures")
+    return write_pictures(tmp_path_factory.mktemp("pipeline") / "streamed")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_batch_has_a_stream_a_modality(corpus):
         "text": {"asked": pytest.approx(2 / 3), "effective": 2 / 3, "examples": 8},
     }
     mixture, modalities = stream.lines()
-    assert "pictures_indexing 0.333" in mixture and "pictures_retrieval 0.667" in mixture
+    assert "streamed_indexing 0.333" in mixture and "streamed_retrieval 0.667" in mixture
     assert "text 0.667 (asked 0.667, 8 examples)" in modalities
     batch = next(stream)
     assert tf.nest.map_structure(lambda x: (x.shape, x.dtype), batch) == tf.nest.map_structure(
@@ -302,9 +302,9 @@ def test_splits_of_the_tasks(corpus, classes):
     splits = {name: set(seqio.TaskRegistry.get(name).splits) for name in (
         tasks.indexing, tasks.retrieval, tasks.images)}  # fmt: skip
     assert splits == {
-        "pictures_indexing": {"train"},
-        "pictures_retrieval": {"train", "test"},
-        "pictures_images": {"test"},
+        "streamed_indexing": {"train"},
+        "streamed_retrieval": {"train", "test"},
+        "streamed_images": {"test"},
     }
     assert {task.name for task in seqio.get_subtasks(seqio.MixtureRegistry.get(tasks.pairs))} == {
         tasks.retrieval,
@@ -334,6 +334,6 @@ def test_duplicate_captions_have_several_positives():
 
 def test_nothing_to_train_on_is_refused(pictures):
     corpus = load_image_corpus(pictures[0], seed=1)
-    with pytest.raises(ValueError, match="INDEXING_RATIO is 0 and the images of 'pictures' have"):
+    with pytest.raises(ValueError, match="INDEXING_RATIO is 0 and the images of 'streamed' have"):
         register_image_tasks(corpus, indexing_ratio=0)
     assert register_image_tasks(corpus).pairs is None
