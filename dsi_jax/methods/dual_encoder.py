@@ -8,31 +8,21 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-import jax
-import numpy as np
-from jax.sharding import Mesh
-
 from dsi_jax import checks
-from dsi_jax.dense.documents import DocumentInputs, ImageInputs
-from dsi_jax.dense.searcher import DenseSearcher
 from dsi_jax.docids.table import DocidTable
-from dsi_jax.methods.base import Collection, Stream
+from dsi_jax.methods.dense import Dense
 from dsi_jax.models.dual_encoder import (
     LARGEST_SCALE,
     POOLINGS,
     DualEncoderConfig,
     DualEncoderModel,
-    Embeddings,
 )
-from dsi_jax.models.streams import MODALITIES
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.models.towers_config import TowersConfig
-from dsi_jax.training import contrastive, partitioning
-from dsi_jax.training.step import Metrics
 
 
 @dataclasses.dataclass(frozen=True)
-class DualEncoder:
+class DualEncoder(Dense):
     """See `base.Method`. A docid table is of use for its keys and rows alone.
 
     Attributes:
@@ -48,6 +38,7 @@ class DualEncoder:
     title: ClassVar[str] = "dual encoder"
     decodes: ClassVar[bool] = False
     whole_batches: ClassVar[bool] = True
+    who_ranks: ClassVar[str] = "a dual encoder ranks"
 
     embedding_dim: int | None = None
     pooling: str = "mean"
@@ -81,74 +72,3 @@ class DualEncoder:
     def load_model(self, value: dict[str, Any]) -> DualEncoderModel:
         """See `base.Method`."""
         return DualEncoderModel(DualEncoderConfig.from_json(value))
-
-    def batches(self, stream: Stream, collection: Collection) -> Stream:
-        """See `base.Method`: to each text the document of its row."""
-        return Pairs(stream, collection.document_inputs)
-
-    def train_loss(self, outputs: Embeddings, batch: Any) -> tuple[jax.Array, Metrics]:
-        """See `base.Method`."""
-        return contrastive.contrastive_loss(*outputs, batch, symmetric=self.symmetric)
-
-    def eval_loss(self, outputs: Embeddings, batch: Any) -> tuple[jax.Array, Metrics]:
-        """See `base.Method`."""
-        return self.train_loss(outputs, batch)
-
-    def new_ranker(
-        self,
-        model: DualEncoderModel,
-        collection: Collection,
-        *,
-        beam_size: int,
-        constraint: str,
-        mesh: Mesh | None = None,
-        rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
-        rows: np.ndarray | None = None,
-    ) -> DenseSearcher:
-        """See `base.Method`."""
-        if constraint != "trie":
-            raise ValueError(
-                f"CONSTRAINT is {constraint!r}; a dual encoder ranks documents and nothing else: "
-                "expected 'trie'"
-            )
-        return DenseSearcher(
-            model,
-            collection.document_inputs,
-            beam_size=beam_size,
-            mesh=mesh,
-            rules=rules,
-            store=collection.store,
-            rows=rows,
-        )
-
-
-class Pairs:
-    """A stream whose texts or images come with the documents that they look for."""
-
-    def __init__(self, stream: Stream, inputs: DocumentInputs | ImageInputs) -> None:
-        self._stream, self._inputs = stream, inputs
-        self.batch_size, self.num_examples = stream.batch_size, stream.num_examples
-        self.lines, self.state, self.restore = stream.lines, stream.state, stream.restore
-
-    def __next__(self) -> dict[str, Any]:
-        """The streams, and the document, row, weight and `is_indexing` of each pair."""
-        batch = next(self._stream)
-        rows_B = batch["row"]
-        return {
-            **{name: batch[name] for name in MODALITIES if name in batch},
-            "document": self._inputs(rows_B),
-            "row": rows_B,
-            "weights": np.ones(len(rows_B), np.float32),
-            "is_indexing": batch["is_indexing"],
-        }
-
-    def batch_shapes(self) -> dict[str, Any]:
-        """ShapeDtypeStructs of the global batch."""
-        shapes = self._stream.batch_shapes()
-        return {
-            **{name: shapes[name] for name in MODALITIES if name in shapes},
-            "document": self._inputs.shapes(self.batch_size),
-            "row": shapes["row"],
-            "weights": jax.ShapeDtypeStruct((self.batch_size,), np.float32),
-            "is_indexing": shapes["is_indexing"],
-        }
