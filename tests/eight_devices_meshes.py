@@ -1,10 +1,12 @@
 """Every shipped mesh on eight simulated devices; `test_partitioning.py` runs these cases.
 
-What one device computes is the reference: losses and gradients of ten steps under SGD, the
-parameters after them, and the ranking of a constrained beam search.
+What one device computes is the reference: losses and gradients of ten steps of a DSI of texts and
+of one of texts and images under SGD, the parameters after them, and the ranking of a constrained
+beam search.
 """
 
 import dataclasses
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -12,27 +14,59 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
+from jax.sharding import PartitionSpec
 
 from dsi_jax import gin_utils
 from dsi_jax.decoding.beam import BeamResult
 from dsi_jax.docids.random_control import Random
+from dsi_jax.models.clip_config import ClipTextConfig, ClipVisionConfig
 from dsi_jax.models.dsi import DSIConfig, DSIModel
+from dsi_jax.models.streams import MODALITIES
 from dsi_jax.models.t5 import T5Config
+from dsi_jax.models.towers_config import TowersConfig
 from dsi_jax.searcher import Searcher, to_host
-from dsi_jax.training import partitioning
+from dsi_jax.training import losses as losses_lib
+from dsi_jax.training import partitioning, program
 from dsi_jax.training.partitioning import MeshConfig
 from dsi_jax.training.schedules import Schedule
-from dsi_jax.training.state import TrainState, init_state, param_shapes, shardings_of, state_shapes
-from dsi_jax.training.step import make_train_step, summarize
+from dsi_jax.training.state import TrainState
+from dsi_jax.training.step import summarize
 
 FOLDER = gin_utils.shipped_directory() / "meshes"
 MESHES = sorted(path.stem for path in FOLDER.glob("*.gin") if path.stem != "one_device")
-ROWS, S, LENGTH, STEPS, TOKENS = 16, 6, 3, 10, 32
+ROWS, S, LENGTH, STEPS = 16, 6, 3, 10
+TOKENS = 32
+CLIP_TOKENS = 31  # rows that no mesh divides
+SIDE, PATCH = 8, 4
 SCHEDULE = Schedule("constant", 0.05)
 TABLE = Random(length=LENGTH, clusters=14).build([str(row) for row in range(60)], corpus_hash="")
 # Mesh axes by which each logical axis of a parameter is split.
 SPLIT_BY = {"embed": "fsdp", "vocab": "model", "heads": "model", "joined_kv": "model"}
 SPLIT_BY |= {"mlp": "model", "relpos_buckets": None}
+
+T5 = T5Config(
+    vocab_size=TOKENS,
+    emb_dim=32,
+    num_heads=4,
+    head_dim=8,
+    mlp_dim=64,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    mlp_activations=("gelu", "linear"),
+    tie_embeddings=False,
+)
+CLIP = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}
+TOWERS = TowersConfig(
+    ClipTextConfig(**CLIP, vocab_size=CLIP_TOKENS, eos_token_id=1),
+    ClipVisionConfig(**CLIP, image_size=SIDE, patch_size=PATCH),
+)
+KINDS = {"texts": None, "images": TOWERS}  # the towers of the model
 
 
 def mesh_config(name: str) -> MeshConfig:
@@ -45,6 +79,7 @@ class RecordingSgd:
     """Gradient descent whose state is the gradient of the step before."""
 
     learning_rate: Schedule = SCHEDULE
+    groups: tuple = ()
 
     def build(self, train_steps: int) -> optax.GradientTransformation:
         rate = self.learning_rate.build(train_steps)
@@ -56,75 +91,27 @@ class RecordingSgd:
         return optax.GradientTransformation(optax.tree.zeros_like, update)
 
 
-class Run:
-    """The text DSI, its step and its search on a mesh."""
-
-    def __init__(self, config: MeshConfig, *, devices=None, docid_vocab_size=TABLE.vocab_size):
-        t5 = T5Config(
-            vocab_size=TOKENS,
-            emb_dim=32,
-            num_heads=4,
-            head_dim=8,
-            mlp_dim=64,
-            num_encoder_layers=1,
-            num_decoder_layers=1,
-            mlp_activations=("gelu", "linear"),
-            tie_embeddings=False,
-        )
-        self.model = DSIModel(DSIConfig(t5, docid_vocab_size, LENGTH))
-        self.mesh = partitioning.make_mesh(config, devices)
-        self.boxed = param_shapes(self.model, make_batch(0))
-        self.rules = partitioning.fit_rules(partitioning.LOGICAL_AXIS_RULES, self.boxed, self.mesh)
-        optimizer = RecordingSgd()
-        self.optimizer = optimizer.build(STEPS)
-        self.shapes = state_shapes(self.model, self.optimizer, make_batch(0), self.mesh, self.rules)
-        self.step = make_train_step(
-            self.model,
-            self.optimizer,
-            shardings_of(self.shapes),
-            mesh=self.mesh,
-            rules=self.rules,
-            learning_rate=optimizer.learning_rate.build(STEPS),
-        )
-
-    def measure(self) -> "Measured":
-        """Searches with the first parameters, then trains ten steps."""
-        state = init_state(self.model, self.optimizer, make_batch(0), 0, self.mesh, self.rules)
-        searcher = Searcher(self.model, TABLE, beam_size=20, mesh=self.mesh, rules=self.rules)
-        ranking = to_host(searcher.search(state.params, {"text": make_batch(0)["text"]}))
-        parts = jax.tree.map(
-            lambda leaf: {shard.data.shape for shard in leaf.addressable_shards}, state
-        )
-        losses, gradients = [], []
-        for index in range(STEPS):
-            batch = partitioning.shard_batch(make_batch(index), self.mesh)
-            state, metrics = self.step(state, batch)
-            losses.append(summarize(metrics)["loss"])
-            gradients.append(jax.tree.map(np.array, state.opt_state))
-        params = jax.tree.map(np.array, state.params)
-        return Measured(self, parts, ranking, losses, gradients, params)
+def make_program(
+    kind: str, config: MeshConfig, devices=None, docid_vocab_size: int = TABLE.vocab_size
+) -> program.Program:
+    """The model of a kind and its training step on a mesh, as a run builds them."""
+    return program.build(
+        DSIModel(DSIConfig(T5, docid_vocab_size, LENGTH, towers=KINDS[kind])),
+        RecordingSgd(),
+        partitioning.make_mesh(config, devices),
+        make_batch(kind, 0),
+        train_steps=STEPS,
+        microbatches=1,
+        loss=losses_lib.docid_loss,
+    )
 
 
-class Measured(NamedTuple):
-    """What `Run.measure` found, on the host; `parts` are the shapes of the state's shards."""
-
-    run: Run
-    parts: TrainState
-    ranking: BeamResult
-    losses: list[float]
-    gradients: list[Any]
-    params: Any
-
-
-def make_batch(index: int) -> dict:
+def make_batch(kind: str, index: int) -> dict:
+    """Batch `index`: texts, or half of them texts and half images."""
     rng = np.random.default_rng(index)
     rows = rng.integers(0, TABLE.num_documents, ROWS).astype(np.int32)
     targets = TABLE.docids(rows)
-    return {
-        "text": {
-            "tokens": rng.integers(1, TOKENS, (ROWS, S)).astype(np.int32),
-            "mask": rng.random((ROWS, S)) < 0.9,
-        },
+    batch = {
         "decoder": {
             "inputs": np.pad(targets, [(0, 0), (1, 0)])[:, :-1],
             "targets": targets,
@@ -132,57 +119,132 @@ def make_batch(index: int) -> dict:
         },
         "is_indexing": (np.arange(ROWS) % 2).astype(np.int32),
     }
+    texts, vocab_size = (ROWS, TOKENS) if kind == "texts" else (ROWS // 2, CLIP_TOKENS)
+    batch["text"] = {
+        "tokens": rng.integers(1, vocab_size, (texts, S)).astype(np.int32),
+        "mask": rng.random((texts, S)) < 0.9,
+    }
+    if kind == "images":
+        pixels = rng.integers(0, 256, (ROWS - texts, SIDE, SIDE, 3)).astype(np.uint8)
+        batch["image"] = {"pixels": pixels}
+    return batch
 
 
-@pytest.fixture(scope="module")
-def one_device() -> Measured:
-    return Run(MeshConfig(), devices=jax.devices()[:1]).measure()
+class Measured(NamedTuple):
+    """What `measure` found, on the host; `parts` are the shapes of the state's shards."""
+
+    kind: str
+    program: program.Program
+    parts: TrainState
+    ranking: BeamResult
+    losses: list[float]
+    gradients: list[Any]
+    params: Any
 
 
-@pytest.fixture(scope="module", params=MESHES)
+def measure(kind: str, config: MeshConfig, devices=None) -> Measured:
+    """Searches with the first parameters, then trains ten steps."""
+    run = make_program(kind, config, devices)
+    state = run.init(0)
+    searcher = Searcher(run.model, TABLE, beam_size=20, mesh=run.mesh, rules=run.rules)
+    batch = make_batch(kind, 0)
+    queries = {name: batch[name] for name in MODALITIES if name in batch}
+    ranking = to_host(searcher.search(state.params, queries))
+    parts = jax.tree.map(
+        lambda leaf: {shard.data.shape for shard in leaf.addressable_shards}, state
+    )
+    losses, gradients = [], []
+    for index in range(STEPS):
+        batch = partitioning.shard_batch(make_batch(kind, index), run.mesh)
+        state, metrics = run.step(state, batch)
+        losses.append(summarize(metrics)["loss"])
+        gradients.append(jax.tree.map(np.array, state.opt_state))
+    params = jax.tree.map(np.array, state.params)
+    return Measured(kind, run, parts, ranking, losses, gradients, params)
+
+
+@functools.cache
+def one_device(kind: str) -> Measured:
+    return measure(kind, MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module", params=[f"{kind}-{mesh}" for kind in KINDS for mesh in MESHES])
 def measured(request) -> Measured:
-    return Run(mesh_config(request.param)).measure()
+    kind, mesh = request.param.split("-")
+    return measure(kind, mesh_config(mesh))
 
 
-def assert_close(ours, reference) -> None:
-    """Every leaf to 1e-5 of its norm."""
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
-        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+def flatten(tree: Any) -> dict[str, Any]:
+    return flatten_dict(tree, sep="/", is_leaf=lambda _, leaf: not isinstance(leaf, dict))
 
 
-def test_ten_steps_and_their_gradients_are_those_of_one_device(measured, one_device):
-    np.testing.assert_allclose(measured.losses, one_device.losses, rtol=1e-5)
-    assert_close(measured.gradients, one_device.gradients)
-    assert_close(measured.params, one_device.params)
+def assert_close(ours: Any, reference: Any) -> None:
+    """Every leaf to 1e-5 of its norm; of the whole tree's where the true gradient is zero.
+
+    Softmax does not see what a bias of the keys adds to all scores of a query.
+    """
+    reference = flatten(reference)
+    whole = np.linalg.norm([np.linalg.norm(leaf) for leaf in reference.values()])
+    for path, leaf in flatten(ours).items():
+        norm = whole if path.endswith("k_proj/bias") else np.linalg.norm(reference[path])
+        assert np.linalg.norm(leaf - reference[path]) <= 1e-5 * norm, path
+
+
+def test_ten_steps_and_their_gradients_are_those_of_one_device(measured):
+    expected = one_device(measured.kind)
+    np.testing.assert_allclose(measured.losses, expected.losses, rtol=1e-5)
+    for gradient, other in zip(measured.gradients, expected.gradients, strict=True):
+        assert_close(gradient, other)
+    assert_close(measured.params, expected.params)
     assert measured.losses[-1] < measured.losses[0]
 
 
-def test_the_ranking_is_that_of_one_device(measured, one_device):
-    ours, expected = measured.ranking, one_device.ranking
+def test_the_ranking_is_that_of_one_device(measured):
+    ours, expected = measured.ranking, one_device(measured.kind).ranking
     np.testing.assert_array_equal(ours.rows, expected.rows)
     np.testing.assert_allclose(ours.scores, expected.scores, atol=1e-5)
     assert ours.valid.all()
 
 
 def test_no_parameter_that_should_be_split_is_whole(measured):
-    run = measured.run
-    assert run.rules == partitioning.LOGICAL_AXIS_RULES  # the mesh divides all that it is to split
-    boxed = jax.tree.leaves(run.boxed, is_leaf=lambda leaf: hasattr(leaf, "names"))
-    for parts in (measured.parts.params, measured.parts.opt_state):
-        found = jax.tree.leaves(parts, is_leaf=lambda leaf: isinstance(leaf, set))
-        for box, shapes in zip(boxed, found, strict=True):
-            sizes = [run.mesh.shape.get(SPLIT_BY[axis], 1) for axis in box.names]
-            expected = tuple(n // k for n, k in zip(box.value.shape, sizes, strict=True))
-            assert shapes == {expected}, box.names
+    run = measured.program
+    # The mesh divides all that it is to split.
+    assert run.rules == partitioning.LOGICAL_AXIS_RULES
+    assert run.path_rules == run.model.path_rules
+    for parts in map(flatten, (measured.parts.params, measured.parts.opt_state)):
+        for path, box in flatten(run.boxed).items():
+            if hasattr(box, "names"):
+                axes = [SPLIT_BY[axis] for axis in box.names]
+                sizes = [run.mesh.shape.get(axis, 1) for axis in axes]
+                shape = tuple(n // k for n, k in zip(box.value.shape, sizes, strict=True))
+                assert parts[path] == {shape}, path
+            else:
+                (shape,) = parts[path]
+                ways = tower_ways(path, len(shape))
+                split = np.prod([run.mesh.shape[axis] for axis in ways], dtype=int)
+                assert np.prod(shape) * split == box.size, path
+
+
+def tower_ways(path: str, rank: int) -> tuple[str, ...]:
+    """The mesh axes that split a tower's parameter: all matrices, and biases of split columns."""
+    if rank > 1:
+        return ("fsdp",) if "position_embedding" in path else ("fsdp", "model")
+    return ("model",) if re.search(r"([qkv]_proj|fc1)/bias$", path) else ()
+
+
+def test_a_towers_columns_are_split_before_its_rows():
+    run = make_program("images", mesh_config("mixed"))
+    layer = run.shapes.params["text_tower"]["text_model"]["encoder"]["layers"]["0"]
+    assert layer["mlp"]["fc1"]["kernel"].sharding.spec == PartitionSpec("fsdp", "model")
+    assert layer["mlp"]["fc2"]["kernel"].sharding.spec == PartitionSpec("model", "fsdp")
 
 
 @pytest.mark.parametrize("name", ["tensor_parallel", "mixed"])
 def test_no_device_ever_holds_the_logits_of_the_whole_vocabulary(name):
     """Softmax, loss, accuracy and their gradients work on each device's part of the vocabulary."""
     vocab_size = 8 * 1009  # found nowhere else in the program
-    run = Run(mesh_config(name), docid_vocab_size=vocab_size)
-    batch = partitioning.shard_batch(make_batch(0), run.mesh)
-    text = run.step.lower(run.shapes, batch).compile().as_text()
+    run = make_program("texts", mesh_config(name), docid_vocab_size=vocab_size)
+    text = run.lower().compile().as_text()
     part = vocab_size // run.mesh.shape["model"]
     assert re.search(rf"f32\[[\d,]*\b{part}\b", text)
     whole = re.findall(rf"^.*= \S*\[[\d,]*\b{vocab_size}\b.*$", text, re.MULTILINE)

@@ -66,12 +66,20 @@ def test_a_mesh_leaves_shardings_to_the_compiler():
 
 @pytest.mark.devices
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["", "_towers", "_dense", "_meshes"])
-def test_eight_simulated_devices(what):
+@pytest.mark.parametrize(
+    ("file", "only"),
+    [
+        ("eight_devices", ""),
+        ("eight_devices_dense", ""),
+        ("eight_devices_meshes", "not images"),
+        ("eight_devices_meshes", "images"),
+    ],
+)
+def test_eight_simulated_devices(file, only):
     """The number of devices is fixed before the first import of jax, so in another process."""
     env = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION}
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", str(TESTS / f"eight_devices{what}.py")],
+        [sys.executable, "-m", "pytest", "-q", "-x", str(TESTS / f"{file}.py"), "-k", only],
         env=os.environ | env,
         cwd=TESTS.parent,
         capture_output=True,
