@@ -1,14 +1,9 @@
-"""T5 and the DSI model: sizes, parameters, masks, dtypes, cached decoding, remat, dropout.
-
-The golden list of parameters is regenerated, after a change that is meant, by
-`UPDATE_GOLDENS=1 python -m pytest tests/test_models.py -k golden`.
-"""
+"""T5 and the DSI model: sizes, parameters, masks, dtypes, cached decoding, remat, dropout."""
 
 import dataclasses
 import functools
 import json
 import math
-import os
 from pathlib import Path
 
 import flax.linen as nn
@@ -22,8 +17,7 @@ from flax.traverse_util import flatten_dict
 from dsi_jax.models import layers, sizes
 from dsi_jax.models.dsi import DSIConfig, DSIModel, shift_right
 from dsi_jax.models.t5 import T5Config
-
-GOLDEN = Path(__file__).parent / "goldens" / "t5_parameters.json"
+from tests.golden_files import check_golden
 
 BATCH, SOURCE, LENGTH, BEAMS, DOCID_VOCAB = 3, 11, 6, 4, 12
 V1_0 = T5Config(
@@ -176,10 +170,7 @@ def test_golden_parameters() -> None:
         "v1.1 scanned": described(dataclasses.replace(V1_1, **layers_of_each, scan_layers=True)),
         "umT5 scanned": described(dataclasses.replace(V1_1, **layers_of_each, **scanned)),
     }
-    if os.environ.get("UPDATE_GOLDENS"):
-        GOLDEN.parent.mkdir(exist_ok=True)
-        GOLDEN.write_text(json.dumps(found, indent=2) + "\n")
-    assert found == json.loads(GOLDEN.read_text())
+    check_golden("t5_parameters.json", json.dumps(found, indent=2) + "\n")
 
 
 @VERSIONS
