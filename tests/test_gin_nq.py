@@ -9,6 +9,7 @@ from dsi_jax import gin_utils, run
 from dsi_jax.data.natural_questions import specs
 from dsi_jax.models import sizes
 from dsi_jax.training import optimizers
+from dsi_jax.training.partitioning import MeshConfig
 from tests.test_gin import GIN, clean, evaluated, needed_macros, parse
 
 _ = clean  # the fixture that leaves no configuration behind
@@ -45,6 +46,8 @@ atomic   85.4 84.9 88.4 92.7
 naive    76.3 92.1 92.2 91.9
 semantic 87.6 91.5 92.6 92.0
 """
+# The mesh that fits each size; base and large fit one device.
+MESHES = {"xl": ("fsdp", MeshConfig(1, -1)), "xxl": ("mixed", MeshConfig(1, -1, 2))}
 SIZES = ("base", "large", "xl", "xxl")
 CORPORA = ("nq10k", "nq100k", "nq320k")
 EXPERIMENTS = [
@@ -109,6 +112,9 @@ def test_experiment_of_the_paper(corpus, size, kind, hits_1, hits_10):
     assert f"Hits@1 {hits_1}, Hits@10 {hits_10}" in text and "table 2" in text
     assert f"{corpus.upper()}, T5 {size}, {kind}" in text
     assert ("DOCUMENT_ENCODER" in text) == (kind == "semantic")
+    mesh_file, mesh = MESHES.get(size, (None, MeshConfig()))
+    assert config.mesh == mesh
+    assert mesh_file is None or f"meshes/{mesh_file}.gin splits the state" in text
     if corpus == "nq320k":
         column = 1 + SIZES.index(size)
         peak, trough, mean = cell(FORGETTING, kind, column).split("/")
