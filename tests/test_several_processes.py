@@ -1,4 +1,4 @@
-"""The train command as two processes over gloo is the run of one; benchmarks/hosts.py runs four, too.
+"""The train command as two processes over gloo is the run of one; so are four, benchmarks/hosts.py.
 
 Of texts two processes begin a run that one ends; of images two end a run that one began.
 """
