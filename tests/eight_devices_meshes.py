@@ -30,7 +30,7 @@ from dsi_jax.training import losses as losses_lib
 from dsi_jax.training import partitioning, program
 from dsi_jax.training.partitioning import MeshConfig
 from dsi_jax.training.schedules import Schedule
-from dsi_jax.training.state import TrainState
+from dsi_jax.training.state import TrainState, shardings_of
 from dsi_jax.training.step import summarize
 
 FOLDER = gin_utils.shipped_directory() / "meshes"
@@ -131,7 +131,7 @@ def make_batch(kind: str, index: int) -> dict:
 
 
 class Measured(NamedTuple):
-    """What `measure` found, on the host; `parts` are the shapes of the state's shards."""
+    """What `measure` found, on the host; `parts` are the shapes of the last state's shards."""
 
     kind: str
     program: program.Program
@@ -142,23 +142,29 @@ class Measured(NamedTuple):
     params: Any
 
 
+@functools.cache
+def initial_state(kind: str) -> TrainState:
+    """On the host; `eight_devices.py` shows that every mesh begins with the same one."""
+    return jax.device_get(make_program(kind, MeshConfig(), jax.devices()[:1]).init(0))
+
+
 def measure(kind: str, config: MeshConfig, devices=None) -> Measured:
     """Searches with the first parameters, then trains ten steps."""
     run = make_program(kind, config, devices)
-    state = run.init(0)
+    state = jax.device_put(initial_state(kind), shardings_of(run.shapes))
     searcher = Searcher(run.model, TABLE, beam_size=20, mesh=run.mesh, rules=run.rules)
     batch = make_batch(kind, 0)
     queries = {name: batch[name] for name in MODALITIES if name in batch}
     ranking = to_host(searcher.search(state.params, queries))
-    parts = jax.tree.map(
-        lambda leaf: {shard.data.shape for shard in leaf.addressable_shards}, state
-    )
     losses, gradients = [], []
     for index in range(STEPS):
         batch = partitioning.shard_batch(make_batch(kind, index), run.mesh)
         state, metrics = run.step(state, batch)
         losses.append(summarize(metrics)["loss"])
         gradients.append(jax.tree.map(np.array, state.opt_state))
+    parts = jax.tree.map(
+        lambda leaf: {shard.data.shape for shard in leaf.addressable_shards}, state
+    )
     params = jax.tree.map(np.array, state.params)
     return Measured(kind, run, parts, ranking, losses, gradients, params)
 
