@@ -1,16 +1,20 @@
 """`dsi-jax precompile`, in a process of its own: its devices are chosen before JAX starts."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"}
     environment.pop("JAX_NUM_CPU_DEVICES", None)
     return subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=500
@@ -36,6 +40,41 @@ def test_a_run_is_compiled_for_gpus_that_are_not_here(tmp_path):
     assert "all-reduce" in text or "reduce-scatter" in text  # of gradients
     assert "all-gather" in text  # of parameters
     assert "search, trie" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the extra `tpu`: libtpu's compiler"
+)
+@pytest.mark.parametrize(
+    ("experiment", "models", "topology"),
+    [("demo_text", ["t5_tiny"], "v5p:2x2x1"), ("demo_image", ["t5_tiny", "clip_tiny"], "v6e:2x2")],
+)
+def test_a_run_is_compiled_for_tpus_that_are_not_here(experiment, models, topology, tmp_path):
+    done = run(
+        "-m",
+        "dsi_jax.precompile",
+        f"--gin_file=experiments/{experiment}.gin",
+        *(f"--gin_file=models/{model}.gin" for model in models),
+        "--gin_file=docids/naive.gin",
+        "--gin_file=meshes/fsdp.gin",
+        f"--gin.TOPOLOGY={topology}",
+        "--gin.NUM_DOCUMENTS=100",
+        "--gin.BATCH_SIZE=8",
+        "--gin.BEAM_SIZE=4",
+        "--gin.SCAN_LAYERS=True",
+        f"--gin.MODEL_DIR={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "precompile").glob("*.json")
+    report = json.loads(path.read_text())
+    assert not report["simulated"]
+    names = [program["name"].split(":")[0] for program in report["programs"]]
+    assert names == ["training step", "search, trie", "search, free"]
+    for program in report["programs"]:
+        assert program["fits"] and program["estimate_seconds"] > 0
+        kinds = {collective["kind"] for collective in program["collectives"]}
+        assert "all-gather" in kinds or "all-reduce" in kinds
 
 
 def test_importing_a_run_starts_no_backend():

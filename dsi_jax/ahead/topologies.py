@@ -11,8 +11,10 @@ import jax
 from jax.experimental import topologies
 
 _GIB = 1 << 30
-# Without these libtpu asks a TPU's metadata server, for minutes, or complains.
+# Without these libtpu asks a TPU's metadata server, for minutes, or complains, and lets one process
+# at a time load it: a machine's TPU is for one, its compiler is for all.
 _NO_TPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
