@@ -13,34 +13,31 @@ import jax
 import jax.numpy as jnp
 
 from dsi_jax.models import streams
-from dsi_jax.models.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
+from dsi_jax.models.clip_config import ClipConfig
 from dsi_jax.models.dual_encoder import LARGEST_SCALE, Embeddings
 from dsi_jax.models.streams import IMAGE, TEXT
-from dsi_jax.models.t5 import check_fields
-from dsi_jax.models.towers_config import path_rules
+from dsi_jax.models.towers_config import Towers
 from dsi_jax.pixels import normalize
 
 _INITIAL_SCALE = 1 / 0.07  # of CLIP, section 2.5
 
 
 @dataclasses.dataclass(frozen=True)
-class ContrastiveConfig:
-    """Contrastive towers; documents are images.
+class ContrastiveConfig(Towers):
+    """Contrastive towers, see `Towers`; documents are images, so there is one of images.
 
     Attributes:
-      text: the encoder of texts; None: there is none.
-      image: the encoder of images.
       embedding_dim: E.
 
     Raises:
-      ValueError: a value is out of its range.
+      ValueError: there is no tower of images, or E is below 1.
     """
 
-    text: ClipTextConfig | None
-    image: ClipVisionConfig
     embedding_dim: int
 
     def __post_init__(self) -> None:
+        if self.image is None:
+            raise ValueError("ContrastiveConfig.image is None; expected an encoder of images")
         if self.embedding_dim < 1:
             raise ValueError(f"embedding_dim is {self.embedding_dim!r}; expected at least 1")
 
@@ -48,27 +45,6 @@ class ContrastiveConfig:
     def width(self) -> int:
         """E."""
         return self.embedding_dim
-
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict that `json` can write."""
-        towers = {"text": self.text, "image": self.image}
-        return dataclasses.asdict(self) | {
-            name: tower and tower.to_json() for name, tower in towers.items()
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "ContrastiveConfig":
-        """The config of a dict made by `to_json`.
-
-        Raises:
-          ValueError: the dict has fields unknown here, or lacks some.
-        """
-        value = check_fields(cls, value)
-        return cls(
-            text=value["text"] and ClipTextConfig.from_json(value["text"]),
-            image=ClipVisionConfig.from_json(value["image"]),
-            embedding_dim=value["embedding_dim"],
-        )
 
 
 class ContrastiveModel(nn.Module):
@@ -119,4 +95,4 @@ class ContrastiveModel(nn.Module):
     @property
     def path_rules(self) -> tuple[tuple[str, tuple], ...]:
         """How the parameters lie on a mesh (`training.partitioning.PathRules`)."""
-        return path_rules(text=self.config.text is not None, vision=True)
+        return self.config.path_rules

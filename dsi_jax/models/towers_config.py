@@ -1,7 +1,7 @@
 """What towers a model has, and how their parameters lie on a mesh."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import flax.linen as nn
 
@@ -12,36 +12,24 @@ MEMORIES = ("pooled", "states", "both")
 
 
 @dataclasses.dataclass(frozen=True)
-class TowersConfig:
-    """The towers of a model.
+class Towers:
+    """Encoders of texts and images, whatever is made of what they say.
 
     Attributes:
       text: the encoder of texts; None: there is none.
       image: the encoder of images; None: there is none.
-      memory: what the decoder attends to, one of MEMORIES.
 
     Raises:
-      ValueError: both are absent, or the memory is of another kind.
+      ValueError: both are absent.
     """
 
     text: ClipTextConfig | None
     image: ClipVisionConfig | None
-    memory: str = "both"
 
     def __post_init__(self) -> None:
         if self.text is None and self.image is None:
-            raise ValueError("TowersConfig has neither text nor image; expected at least one")
-        check_memory(self.memory)
-
-    def modules(self, width: int) -> tuple[nn.Module | None, nn.Module | None]:
-        """The towers of a model, with memories of this width."""
-        # Transformers' CLIP takes seconds to import: only who has towers pays for it.
-        from dsi_jax.models.towers import ClipTextTower, ClipVisionTower
-
-        return (
-            self.text and ClipTextTower(self.text, width, self.memory),
-            self.image and ClipVisionTower(self.image, width, self.memory),
-        )
+            name = type(self).__name__
+            raise ValueError(f"{name} has neither text nor image; expected at least one")
 
     @property
     def path_rules(self) -> tuple[tuple[str, tuple], ...]:
@@ -56,17 +44,43 @@ class TowersConfig:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "TowersConfig":
+    def from_json(cls, value: dict[str, Any]) -> Self:
         """The config of a dict made by `to_json`.
 
         Raises:
           ValueError: the dict has fields unknown here, or lacks some.
         """
         value = check_fields(cls, value)
-        return cls(
-            text=value["text"] and ClipTextConfig.from_json(value["text"]),
-            image=value["image"] and ClipVisionConfig.from_json(value["image"]),
-            memory=value["memory"],
+        for name, config in (("text", ClipTextConfig), ("image", ClipVisionConfig)):
+            value[name] = value[name] and config.from_json(value[name])
+        return cls(**value)
+
+
+@dataclasses.dataclass(frozen=True)
+class TowersConfig(Towers):
+    """The towers of a differentiable search index, see `Towers`.
+
+    Attributes:
+      memory: what the decoder attends to, one of MEMORIES.
+
+    Raises:
+      ValueError: both towers are absent, or the memory is of another kind.
+    """
+
+    memory: str = "both"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_memory(self.memory)
+
+    def modules(self, width: int) -> tuple[nn.Module | None, nn.Module | None]:
+        """The towers of a model, with memories of this width."""
+        # Transformers' CLIP takes seconds to import: only who has towers pays for it.
+        from dsi_jax.models.towers import ClipTextTower, ClipVisionTower
+
+        return (
+            self.text and ClipTextTower(self.text, width, self.memory),
+            self.image and ClipVisionTower(self.image, width, self.memory),
         )
 
 
