@@ -85,8 +85,17 @@ def train(config: TrainConfig, *, config_text: str = "", dry_run: bool = False) 
     """
     run = set_up(config, write=not dry_run)
     logger.info("%s", run.plan)
-    if dry_run:
-        return 0
+    return 0 if dry_run else _train(run, config_text)
+
+
+def _train(run: Run, config_text: str, stop: _Stop | None = None) -> int:
+    """Trains what was set up, see `train`.
+
+    Args:
+      run: the run.
+      config_text: kept as `config.gin` in MODEL_DIR.
+      stop: of a run that this one is part of; None: SIGTERM's own.
+    """
     preflight.check_disk(run.directory, run.plan.checkpoint_bytes * (run.periods.keep + 1))
     with contextlib.ExitStack() as stack:
         checkpointer = checkpoints.Checkpointer(run.directory, keep=run.periods.keep)
@@ -95,12 +104,12 @@ def train(config: TrainConfig, *, config_text: str = "", dry_run: bool = False) 
         if jax.process_index() == 0:  # now that MODEL_DIR is known to be of this run
             _write_text(run.directory / "config.gin", config_text)
             _write_text(run.directory / "model-info.txt", run.program.model_info())
-        stop = stack.enter_context(_sigterm())
+        stop = stop or stack.enter_context(_sigterm())
         evaluations = run.evaluations.on(run.program.mesh, run.program.rules, stop.agree)
         state, step, seconds = _loop(run, state, checkpointer, evaluations, stop, seconds)
         if step >= run.train_steps:
             with contextlib.suppress(evaluator.Interrupted):
-                beside = _baseline(run, config_text)
+                beside = _baseline(run, config_text, stop)
                 evaluations.finish(state.params, step, train_seconds=seconds, beside=beside)
                 return 0
     logger.info(
@@ -112,28 +121,48 @@ def train(config: TrainConfig, *, config_text: str = "", dry_run: bool = False) 
     return PREEMPTED
 
 
-def _baseline(run: Run, config_text: str) -> dict[str, evaluations_lib.Beside]:
+def _baseline(run: Run, config_text: str, stop: _Stop) -> dict[str, evaluations_lib.Beside]:
     """Trains the baseline in MODEL_DIR/baseline, if there is one, for as many steps.
 
     Returns:
-      What to report beside the run, by name: the figures of each target, and the minutes.
+      What the lead host is to report beside the run, by name: the figures of each target, and the
+      seconds of training.
 
     Raises:
       evaluator.Interrupted: SIGTERM came; the same command goes on.
     """
-    config = run.config
-    if config.baseline is None or config.evaluation is None:
+    if run.config.baseline is None or run.config.evaluation is None:
         return {}
-    directory = run.directory / "baseline"
-    pairs = run.prepared.tasks and run.prepared.tasks.pairs
-    baseline = dataclasses.replace(
+    config = _baseline_config(run)
+    title = config.method.title
+    found = {}
+    if config.clip_checkpoint is not None:
+        found[f"{title}, zero-shot"] = evaluations_lib.Beside(_zero_shot(config, stop), 0.0)
+    report = Path(config.model_dir) / "report.json"
+    if partitioning.lead_says(not report.exists()):  # others may not see the lead's files
+        logger.info("\nbaseline: %s, in %s", title, config.model_dir)
+        baseline = set_up(config, write=True)
+        logger.info("%s", baseline.plan)
+        if _train(baseline, config_text, stop) != 0:
+            raise evaluator.Interrupted
+    if jax.process_index() == 0:  # it alone wrote that report, and writes this run's
+        summary = json.loads(report.read_text())
+        found[title] = evaluations_lib.Beside(summary["test"], summary["train_seconds"])
+    return found
+
+
+def _baseline_config(run: Run) -> TrainConfig:
+    """The baseline as a run of its own, on the documents and queries of `run`."""
+    config, prepared = run.config, run.prepared
+    pairs = prepared.tasks and prepared.tasks.pairs
+    return dataclasses.replace(
         config,
-        model_dir=str(directory),
+        model_dir=str(run.directory / "baseline"),
         sources=dataclasses.replace(
             config.sources,
-            docid_table=str(run.prepared.table_path),
+            docid_table=str(prepared.table_path),
             vocabulary=config.sources.vocabulary or str(run.directory),
-            mixture_or_task_name=pairs or run.prepared.mixture_or_task_name,
+            mixture_or_task_name=pairs or prepared.mixture_or_task_name,
         ),
         # Groups are of the parts of a DSI.
         optimizer=config.baseline_optimizer or dataclasses.replace(config.optimizer, groups=()),
@@ -145,29 +174,20 @@ def _baseline(run: Run, config_text: str) -> dict[str, evaluations_lib.Beside]:
         initial_checkpoint_path=None,
         evaluation=dataclasses.replace(config.evaluation, constraint="trie", unconstrained=False),
     )
-    found = {}
-    title = config.baseline.title
-    if config.clip_checkpoint is not None:
-        zero_shot = set_up(
-            dataclasses.replace(baseline, model_dir=str(directory / "zero_shot")), write=True
-        )
-        params = zero_shot.towers_lender.lend(
-            zero_shot.program.model.config, zero_shot.program.init(config.random_seed).params
-        )
-        ranked = zero_shot.evaluations.on(
-            zero_shot.program.mesh, zero_shot.program.rules, lambda: False
-        ).reported(params)
-        found[f"{title}, zero-shot"] = evaluations_lib.Beside(ranked, 0.0)
-    report = directory / "report.json"
-    if not report.exists():
-        logger.info("\nbaseline: %s, in %s", title, directory)
-        if train(baseline, config_text=config_text) != 0:
-            raise evaluator.Interrupted
-    if jax.process_count() > 1:  # the lead host writes the report
-        multihost_utils.sync_global_devices("baseline")
-    summary = json.loads(report.read_text())
-    found[title] = evaluations_lib.Beside(summary["test"], summary["train_seconds"])
-    return found
+
+
+def _zero_shot(config: TrainConfig, stop: _Stop) -> dict[str, evaluations_lib.Figures]:
+    """The figures of a baseline's pretrained towers as they were lent, by target.
+
+    Raises:
+      evaluator.Interrupted: SIGTERM came.
+    """
+    directory = Path(config.model_dir) / "zero_shot"
+    run = set_up(dataclasses.replace(config, model_dir=str(directory)), write=True)
+    program = run.program
+    params = program.init(config.random_seed).params
+    params = run.towers_lender.lend(program.model.config, params)
+    return run.evaluations.on(program.mesh, program.rules, stop.agree).reported(params)
 
 
 def _first_state(
@@ -212,11 +232,13 @@ def _architecture(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _metadata(run: Run) -> dict[str, Any]:
-    """What a checkpoint says of itself and of the queries that the run may not train on."""
+    """What a checkpoint says of itself, its corpus and the queries that it may not train on."""
     corpus = run.prepared.corpus
     if corpus is None:
         return run.metadata
     return run.metadata | {
+        "corpus": corpus.name,
+        "corpus_hash": corpus.hash,
         "corpus_seed": run.config.sources.seed,
         "queries_hash": evaluator.queries_hash(corpus),
     }

@@ -120,3 +120,4 @@ def test_two_processes(tmp_path):
     for report in (first, second):
         assert "checkpoint_4" in report["warnings"][0]
         assert "expected a global array" in report["refused"]
+        assert report["lead_says"] == [True, False]

@@ -97,6 +97,7 @@ def main() -> None:
         "restored": restored.step,
         "warnings": [str(warning.message) for warning in caught],
         "refused": refused,
+        "lead_says": [partitioning.lead_says(index == lead) for lead in (0, 1)],
     }
     print(json.dumps(report))
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 from flax import traverse_util
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("replica", "data", "fsdp", "model")
@@ -259,6 +259,13 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(put, tree)
+
+
+def lead_says(value: bool) -> bool:
+    """What the first process says, on all processes; all ask at the same point."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
 def fit_rules(rules: LogicalRules, params: Any, mesh: Mesh) -> LogicalRules:
