@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from dsi_jax.docids.embeddings import Embedder
 from dsi_jax.docids.image_embeddings import ImageEmbedder
 from dsi_jax.docids.table import DocidBuilder, DocidTable
 from dsi_jax.tokenizers import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 AnyCorpus = Corpus | ImageCorpus
 
@@ -130,6 +133,14 @@ def embed_documents(embedder: Embedder | ImageEmbedder, corpus: AnyCorpus, seed:
     Raises:
       ValueError: the embedder has no use for the documents.
     """
+    described = embedder.describe()
+    if described.get("corpus_hash") not in (None, corpus.hash):  # as good as any other encoder
+        logger.info(
+            "the embedder %s was trained on the corpus %r; the documents are those of %r",
+            described["model"],
+            described["corpus"],
+            corpus.name,
+        )
     if not hasattr(embedder, "embed_images"):
         return embedder.embed(corpus.document_texts(), seed=seed)
     if not isinstance(corpus, ImageCorpus):

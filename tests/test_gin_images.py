@@ -1,6 +1,8 @@
 """The experiments on images: what they configure, what they aim at, and what their models are."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from dsi_jax.convert.clip import param_shapes, save_clip
 from dsi_jax.data import tfds_images
 from dsi_jax.docids.image_embeddings import ClipEmbedder
 from dsi_jax.methods.contrastive import Contrastive
+from dsi_jax.methods.embedder import TrainedTowers
 from dsi_jax.models.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
 from dsi_jax.training import partitioning
 from dsi_jax.training import state as state_lib
@@ -115,6 +118,25 @@ def test_irgen(name):
         assert "could not be verified" in text
     else:
         assert f"P@1 / P@2 / P@4 / P@8 {published}" in text
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SNIPPETS = re.findall(
+    r"```\n(from __gin__.*?)```", (ROOT / "docs" / "images.md").read_text(), re.DOTALL
+)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_files_of_the_documentation_parse(snippet, tmp_path):
+    (tmp_path / "mine.gin").write_text(snippet)
+    files = ("experiments/own_images.gin", "docids/semantic.gin", str(tmp_path / "mine.gin"))
+    parse(*files, IMAGES="somewhere", MODEL_DIR="elsewhere")
+    embedder = evaluated(gin.query_parameter("%DOCIDS")).embedder
+    assert isinstance(embedder, ClipEmbedder | TrainedTowers) and embedder.directory in snippet
+
+
+def test_documentation_has_files_for_both_embedders_with_weights():
+    assert len(SNIPPETS) == 2
 
 
 def peak(optimizer, train_steps: int) -> float:

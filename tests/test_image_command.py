@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 
 import flax.linen as nn
 import jax
@@ -11,11 +12,17 @@ import pytest
 from flax import traverse_util
 from PIL import Image
 
+from dsi_jax import build_docids, images, search, train
 from dsi_jax import eval as eval_command
-from dsi_jax import search, train
 from dsi_jax.convert import huggingface
 from dsi_jax.convert.clip import load_clip
 from dsi_jax.convert.positions import resize_positions
+from dsi_jax.docids.semantic import Semantic
+from dsi_jax.docids.table import DocidTable
+from dsi_jax.evaluator import Predictor
+from dsi_jax.methods.embedder import TrainedTowers
+from dsi_jax.models.clip import ClipVisionTransformer
+from dsi_jax.models.clip_config import ClipVisionConfig
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.training import checkpoints
@@ -253,10 +260,22 @@ def finetune(base, model_dir, *more) -> list[str]:
 
 
 @pytest.mark.slow
-def test_towers_of_a_clip_and_the_decoder_of_a_t5(base, clip, text_lender, tmp_path):
+def test_towers_of_a_clip_and_the_decoder_of_a_t5(base, clip, text_lender, tmp_path, monkeypatch):
     """At a rate of zero what is saved is what was borrowed."""
     options = [f"--gin.CLIP_CHECKPOINT={clip}", f"--gin.INITIAL_CHECKPOINT_PATH={text_lender}"]
-    assert train.main(finetune(base, tmp_path, *options, "--gin.IMAGE_SIZE=16")) == 0
+    command = finetune(base, tmp_path, *options, "--gin.IMAGE_SIZE=16")
+    rank = Predictor.rank
+
+    def rank_when_told_to_end(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return rank(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "rank", rank_when_told_to_end)
+        assert train.main(command) == 143
+    assert (tmp_path / "baseline" / "zero_shot").exists()  # whose ranking was the first
+    assert not (tmp_path / "baseline" / "checkpoint_0").exists()
+    assert train.main(command) == 0
     found = flat_params(tmp_path, 1)
     lent = traverse_util.flatten_dict(load_clip(clip)[1], sep="/")
     positions = "vision_model/embeddings/position_embedding/embedding"
@@ -295,6 +314,98 @@ def test_towers_of_an_own_baseline(base, trained, tmp_path):
                 np.testing.assert_allclose(found[place], value, atol=1e-7, err_msg=path)
                 checked += 1
     assert checked > 30
+
+
+# Docids over the embeddings of contrastive towers
+
+TOWERS = """
+from __gin__ import dynamic_registration
+
+from dsi_jax.docids import semantic
+from dsi_jax.methods import embedder
+
+semantic.Semantic.embedder = @embedder.TrainedTowers()
+semantic.Semantic.clusters = 3
+semantic.Semantic.leaf_size = 2
+embedder.TrainedTowers.directory = '{directory}'
+"""
+
+
+def docids_of_towers(base, directory, model_dir, *more) -> list[str]:
+    file = base / f"towers_of_{directory.name}.gin"
+    file.write_text(TOWERS.format(directory=directory))
+    files = ["--gin_file=docids/semantic.gin", f"--gin_file={file}"]
+    return own(base, model_dir, *files, "--gin.BASELINE=None", *more)
+
+
+def embedded_by_hand(directory, sources) -> np.ndarray:
+    """The pooled state of each image, projected and normalised, by the modules of the towers."""
+    metadata = checkpoints.load_metadata(directory)
+    config = ClipVisionConfig.from_json(metadata["model"]["image"])
+    params = checkpoints.load_params(directory)["clip"]
+    pixels = np.stack([images.read(source, config.image_size) for source in sources])
+    pixels = (pixels / 255 - np.array(config.image_mean)) / np.array(config.image_std)
+    pooled = ClipVisionTransformer(config).apply({"params": params["vision_model"]}, pixels)[1]
+    embedded = np.asarray(pooled) @ params["visual_projection"]["kernel"]
+    return embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("batch_size", [5, 64])
+def test_embeddings_are_those_of_the_vision_tower(base, trained, batch_size):
+    directory = trained / "baseline"
+    pictures = sorted((base / "pictures").iterdir())
+    found = TrainedTowers(str(directory), batch_size).embed_images(pictures)
+    assert found.dtype == np.float32 and len(found) == NUM_IMAGES
+    expected = embedded_by_hand(directory / f"checkpoint_{STEPS}", pictures)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.ptp(found, axis=0).max() > 1e-3  # which the image decides
+
+
+def test_docids_command_over_the_towers_of_a_run(base, trained, tmp_path, capsys, caplog):
+    directory = trained / "baseline"
+    caplog.set_level("INFO", "dsi_jax")
+    assert build_docids.main(docids_of_towers(base, directory, tmp_path / "m")) == 0
+    assert "was trained on the corpus" not in caplog.text
+    table = DocidTable.load(tmp_path / "m" / "docids")
+    checkpoint = directory / f"checkpoint_{STEPS}"
+    corpus = {"corpus": "pictures", "corpus_hash": table.corpus_hash}
+    assert table.parameters["embedder"] == corpus | {
+        "name": "contrastive",
+        "model": "baseline",
+        "checkpoint": checkpoint.name,
+        "fingerprint": checkpoints.fingerprint(checkpoint),
+    }
+    embeddings = embedded_by_hand(checkpoint, [base / "pictures" / key for key in table.keys])
+    builder = Semantic(clusters=3, leaf_size=2, embedder=None)
+    expected = builder.build(table.keys, table.corpus_hash, embeddings, seed=42)
+    np.testing.assert_array_equal(table.tokens, expected.tokens)
+    # Other pictures are as good; the log says that they are others.
+    pictures, _ = write_pictures(tmp_path / "fewer")
+    (pictures / "red_disc.png").unlink()
+    other = [f"--gin.IMAGES={pictures}", "--gin.CAPTIONS=None"]
+    assert build_docids.main(docids_of_towers(base, directory, tmp_path / "n", *other)) == 0
+    assert "was trained on the corpus 'pictures'; the documents are those of 'fewer'" in caplog.text
+    # A table of other weights is not taken for this one's.
+    earlier = docids_of_towers(base, directory / "checkpoint_3", tmp_path / "m")
+    refuses(capsys, "was built with embedder .*checkpoint_6", earlier, build_docids.main)
+
+
+def test_towers_that_cannot_embed_are_named(base, trained, tmp_path, capsys):
+    for directory, pattern in (
+        (
+            tmp_path / "none",
+            r"TrainedTowers\.directory .*none does not exist; expected the MODEL_DIR",
+        ),
+        (base / "pictures", "pictures has no whole checkpoint"),
+        (trained, f"checkpoint_{STEPS} holds a dsi; expected a contrastive"),
+    ):
+        arguments = docids_of_towers(base, directory, tmp_path / "m")
+        refuses(capsys, pattern, arguments, build_docids.main)
+        assert not (tmp_path / "m" / "docids").exists()
+    with pytest.raises(ValueError, match="batch_size of at least 1"):
+        TrainedTowers("anywhere", batch_size=0)
+    with pytest.raises(ValueError, match="no images to embed"):
+        TrainedTowers(str(trained / "baseline")).embed_images([])
 
 
 # Bad input

@@ -1,8 +1,7 @@
 """Embeddings of images for the docid kinds that cluster documents."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsi_jax import images as images_lib
+from dsi_jax.inputs import PixelReader, pad_rows
 from dsi_jax.models.clip_config import ClipConfig
 from dsi_jax.pixels import normalize
 
@@ -125,12 +124,8 @@ class ClipEmbedder:
         def features(params: Any, pixels_BxYxXx3: jax.Array) -> jax.Array:
             return _features(config, params, pixels_BxYxXx3)
 
-        vectors = []
-        for pixels_BxYxXx3 in _read(images, config.vision.image_size, self.batch_size):
-            count = len(pixels_BxYxXx3)
-            padding = [(0, self.batch_size - count), (0, 0), (0, 0), (0, 0)]
-            vectors.append(np.asarray(features(params, np.pad(pixels_BxYxXx3, padding)))[:count])
-        return np.concatenate(vectors)
+        size = config.vision.image_size
+        return embed_batches(lambda x: features(params, x), images, size, self.batch_size)
 
     def describe(self) -> dict[str, Any]:
         """See `ImageEmbedder`; the model goes by the name of its directory or its hub id."""
@@ -150,6 +145,36 @@ def _features(config: ClipConfig, params: Any, pixels_BxYxXx3: jax.Array) -> jax
     return pooled_BxD / jnp.linalg.norm(pooled_BxD, axis=-1, keepdims=True)
 
 
+def embed_batches(
+    embed: Callable[[np.ndarray], jax.Array],
+    images: Sequence[Path | bytes],
+    size: int,
+    batch_size: int,
+) -> np.ndarray:
+    """Embeds images by a compiled function; the next ones are decoded while it computes.
+
+    Args:
+      embed: uint8 [batch_size, size, size, 3] -> float32 [batch_size, E], or a promise of such.
+      images: N paths, or the bytes of files.
+      size: pixels a side.
+      batch_size: images decoded and embedded at a time.
+
+    Returns:
+      float32 [N, E].
+
+    Raises:
+      FileNotFoundError, ImageError: as `images.decode`.
+      ValueError: there is no image.
+    """
+    vectors: list[Any] = []
+    for pixels_BxYxXx3 in _read(images, size, batch_size):
+        found_BxE = embed(pad_rows(pixels_BxYxXx3, batch_size))
+        if vectors:
+            vectors[-1] = np.asarray(vectors[-1])  # waits for the batch before
+        vectors.append(found_BxE)
+    return np.concatenate(vectors)[: len(images)]
+
+
 def _read(images: Sequence[Path | bytes], size: int, count: int) -> Iterator[np.ndarray]:
     """Pixels uint8 [at most count, size, size, 3] of all images in order.
 
@@ -158,7 +183,6 @@ def _read(images: Sequence[Path | bytes], size: int, count: int) -> Iterator[np.
     """
     if not images:
         raise ValueError("no images to embed; expected at least one")
-    with ThreadPoolExecutor() as threads:  # Pillow decodes without Python's lock
-        for start in range(0, len(images), count):
-            part = images[start : start + count]
-            yield np.stack(list(threads.map(lambda image: images_lib.read(image, size), part)))
+    read = PixelReader(size, cache_bytes=0)  # each image is read once
+    for start in range(0, len(images), count):
+        yield read(images[start : start + count])

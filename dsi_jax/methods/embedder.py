@@ -1,11 +1,11 @@
-"""A trained dual encoder as the embedder of semantic docids (`docids.embeddings.Embedder`)."""
+"""Trained dense methods as embedders of documents, for docids that cluster them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -13,37 +13,80 @@ import numpy as np
 from dsi_jax import tokenizers
 from dsi_jax.dense.documents import DocumentInputs
 from dsi_jax.dense.embedding import DocumentEmbedder
+from dsi_jax.docids.image_embeddings import embed_batches
+from dsi_jax.methods.base import Method
+from dsi_jax.methods.contrastive import Contrastive
 from dsi_jax.methods.dual_encoder import DualEncoder
 from dsi_jax.methods.registry import method_of
 from dsi_jax.training import checkpoints, partitioning
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedDualEncoder:
-    """Embeds documents as the newest checkpoint of a dual encoder does, on the first device.
+class _Trained:
+    """The newest checkpoint of a training run.
 
     Attributes:
-      directory: MODEL_DIR of its training run, or one of its checkpoints.
+      directory: MODEL_DIR of the run, or one of its checkpoints.
       batch_size: documents embedded at a time.
+
+    Raises:
+      ValueError: the batch size is below 1.
     """
+
+    expected: ClassVar[type[Method]]  # what the run must have trained
 
     directory: str
     batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"{self}: expected a batch_size of at least 1")
+
+    def describe(self) -> dict[str, Any]:
+        """See `docids.embeddings.Embedder`; the model goes by the names of its directories."""
+        path, metadata = self._open()
+        return {
+            "name": self.expected.kind,
+            "model": path.parent.name,
+            "checkpoint": path.name,
+            "fingerprint": checkpoints.fingerprint(path),
+            "corpus": metadata.get("corpus"),
+            "corpus_hash": metadata.get("corpus_hash"),
+        }
+
+    def _open(self) -> tuple[Path, Mapping[str, Any]]:
+        """The checkpoint and its metadata."""
+        directory = Path(self.directory).expanduser().absolute()
+        if not directory.is_dir():
+            raise FileNotFoundError(
+                f"{type(self).__name__}.directory {directory} does not exist; expected the "
+                f"MODEL_DIR of a run of {self.expected.kind}"
+            )
+        path = Path(checkpoints.latest_checkpoint(directory))
+        metadata = checkpoints.load_metadata(path)
+        method = method_of(metadata)
+        if method.kind != self.expected.kind:
+            raise ValueError(f"{path} holds a {method.kind}; expected a {self.expected.kind}")
+        return path, metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedDualEncoder(_Trained):
+    """Embeds texts as the newest checkpoint of a dual encoder does, on the first device."""
+
+    expected = DualEncoder
 
     def embed(self, texts: Sequence[str], seed: int = 42) -> np.ndarray:
         """Vectors of length 1, float32 [N, E], of N texts; nothing is random here.
 
         Raises:
+          FileNotFoundError: there is no such directory.
           ValueError: there is no whole checkpoint, it is no dual encoder's, or there is no text.
         """
         del seed
         if not texts:
             raise ValueError("no texts to embed")
-        path = checkpoints.latest_checkpoint(self._path)
-        metadata = checkpoints.load_metadata(path)
-        method = method_of(metadata)
-        if method.kind != DualEncoder.kind:
-            raise ValueError(f"{path} holds a {method.title}; expected a {DualEncoder.title}")
+        path, metadata = self._open()
         lengths = metadata["task_feature_lengths"]
         inputs = DocumentInputs(
             texts,
@@ -51,7 +94,7 @@ class TrainedDualEncoder:
             lengths.get("documents", lengths["inputs"]),
         )
         embedder = DocumentEmbedder(
-            method.load_model(metadata["model"]),
+            self.expected().load_model(metadata["model"]),
             inputs,
             mesh=partitioning.one_device_mesh(),
             batch_size=self.batch_size,
@@ -60,11 +103,34 @@ class TrainedDualEncoder:
         *_, embeddings_1xNxE = embedder.batches(params)
         return np.asarray(embeddings_1xNxE)[0, : len(texts)]
 
-    def describe(self) -> dict[str, Any]:
-        """See `docids.embeddings.Embedder`; the model goes by the names of its directories."""
-        path = Path(checkpoints.latest_checkpoint(self._path))
-        return {"name": "dual_encoder", "model": path.parent.name, "checkpoint": path.name}
 
-    @property
-    def _path(self) -> Path:
-        return Path(self.directory).expanduser().absolute()
+@dataclasses.dataclass(frozen=True)
+class TrainedTowers(_Trained):
+    """Embeds images as the newest checkpoint of contrastive towers does, on the first device.
+
+    They are prepared as in that run: its number of pixels, its mean and its deviation.
+    """
+
+    expected = Contrastive
+
+    def embed_images(self, images: Sequence[Path | bytes], seed: int = 42) -> np.ndarray:
+        """Vectors of length 1, float32 [N, E]; see `image_embeddings.ImageEmbedder`.
+
+        Raises:
+          FileNotFoundError: there is no such directory, or no such image.
+          ImageError: as `images.decode`.
+          ValueError: there is no whole checkpoint, it is of another method, or there is no image.
+        """
+        del seed
+        path, metadata = self._open()
+        model = self.expected().load_model(metadata["model"])
+        params = jax.device_put(checkpoints.load_params(path, check=False))
+
+        @jax.jit
+        def embed(params: Any, pixels_BxYxXx3: jax.Array) -> jax.Array:
+            document = {"pixels": pixels_BxYxXx3}
+            return model.apply({"params": params}, document, method="encode_document")
+
+        return embed_batches(
+            lambda pixels: embed(params, pixels), images, metadata["image_size"], self.batch_size
+        )
