@@ -194,6 +194,10 @@ def _inputs(config: TrainConfig, table: DocidTable, mesh: Mesh) -> _Inputs:
         f"{config.microbatches} microbatches",
         f"mesh         {' '.join(f'{axis}={size}' for axis, size in mesh.shape.items())}",
     )
+    if t5.scan_layers:
+        lines += (
+            "scan         FLOPs, bytes accessed and estimates are of one of the scanned layers",
+        )
     return _Inputs(program, collection, lines)
 
 

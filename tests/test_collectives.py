@@ -1,5 +1,7 @@
 """Collectives counted in the text of compiled programs."""
 
+import re
+
 import pytest
 
 from dsi_jax.ahead.collectives import Collective, find, merged
@@ -63,6 +65,15 @@ def test_every_collective_is_counted_as_often_as_it_runs():
         Collective("collective-permute", ("f32[10]",), 40, 2, 1),
         Collective("all-to-all", ("pred[64]",), 64, 4, 1),
     ]
+
+
+def test_a_loop_of_a_tpu_runs_as_often_as_its_condition_says():
+    counted = re.sub(r", backend_config=.*", "", PROGRAM)
+    assert "known_trip_count" not in counted
+    once = find(counted)
+    assert once[1].times == 1  # the bound is no constant
+    constant = "  %n = s32[]{:T(128)} constant(3)\n  ROOT %less = pred[]{:T(512)} compare"
+    assert find(counted.replace("  ROOT %less = pred[] compare", constant)) == find(PROGRAM)
 
 
 @pytest.mark.parametrize(

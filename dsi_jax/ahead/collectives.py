@@ -27,6 +27,8 @@ _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|true_computation)=%?([\w.-]+)")
 _CALLED_LISTS = re.compile(r"\b(?:called_computations|branch_computations)=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r"\bcondition=%?([\w.-]+)")
+_BOUND = re.compile(r"ROOT .* compare\([^)]*?%?([\w.-]+)\), direction=LT")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _LISTED_GROUPS = re.compile(r"\breplica_groups=\{\{([\d,]*)\}")
 _IOTA_GROUPS = re.compile(r"\breplica_groups=\[(\d+),(\d+)\]<=")
@@ -73,8 +75,8 @@ class Collective:
 def find(hlo_text: str) -> list[Collective]:
     """The collectives of a compiled program that involve more than one device.
 
-    A loop's are counted as often as it runs where the compiler knows, else once. What TPU
-    compilers split into several fusions, to overlap it with computation, is counted once.
+    A loop's are counted as often as it runs, if that is a constant, else once. What TPU compilers
+    split into several fusions, to overlap it with computation, is counted once.
 
     Args:
       hlo_text: `jax.stages.Compiled.as_text()`.
@@ -130,11 +132,25 @@ def _times(computations: dict[str, list[str]], entry: str) -> collections.Counte
             called = _CALLED.findall(line)
             for names in _CALLED_LISTS.findall(line):
                 called += [callee.strip().removeprefix("%") for callee in names.split(",")]
-            if called:
-                trips = _TRIPS.search(line) if " while(" in line else None
-                for callee in called:
-                    times[callee] += times[name] * (int(trips[1]) if trips else 1)
+            trips = _trips(line, computations) if " while(" in line else 1
+            for callee in called:
+                times[callee] += times[name] * trips
     return times
+
+
+def _trips(loop: str, computations: dict[str, list[str]]) -> int:
+    """How often a loop runs: by the compiler's count, or, on TPUs, by the bound of its counter.
+
+    The loops of JAX's scans count from 0.
+    """
+    if known := _TRIPS.search(loop):
+        return int(known[1])
+    condition = computations.get(_CONDITION.search(loop)[1], [])
+    for bound in filter(None, map(_BOUND.search, condition)):
+        constant = re.compile(rf"%?{re.escape(bound[1])} = s32\[\]\S* constant\((\d+)\)")
+        for found in filter(None, map(constant.search, condition)):
+            return int(found[1])
+    return 1
 
 
 def _collective(match: re.Match[str], line: str, times: int) -> Collective:
