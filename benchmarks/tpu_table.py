@@ -7,12 +7,12 @@ The slices need not be here.
     python -m benchmarks.tpu_table --runs images_l14 --topologies v5e:4x8
     python -m benchmarks.tpu_table --table                            # of what is in --results
 
-Each line is one `dsi-jax precompile`: a run's training step and its searches, with and without the
-trie, on one topology. What a training step sends is compared with a count on paper. With f devices
-of the axis fsdp, d copies of those and parameters of P bytes, a device's ring sends (f - 1) / f P
-to gather the parameters, once for the forward and once for the backward pass, as much to sum the
-gradients into their parts, and 2 (d - 1) / d P / f to sum those over the copies. Nothing in it
-grows with the number of devices. Parameters count 4 bytes; gathered in bfloat16 they send half.
+Each line is one `dsi-jax precompile`: a run's training step and, of some, its searches with and
+without the trie, on one topology. What a training step sends is compared with a count on paper.
+With f devices of the axis fsdp, d copies of those and parameters of P bytes, a device's ring sends
+(f - 1) / f P to gather the parameters, once for the forward and once for the backward pass, as much
+to sum the gradients into their parts, and 2 (d - 1) / d P / f to sum those over the copies. Nothing
+in it grows with the number of devices. Parameters count 4 bytes; gathered in bfloat16, half.
 """
 
 import argparse
@@ -45,6 +45,9 @@ class Run:
       least_batch: examples of a batch at least.
       fsdp: devices among which meshes/fsdp.gin splits the parameters, copied as often as there are
         devices; None: the mesh of the experiment.
+      searches: whether its searches are compiled, too.
+      scan: whether layers are scanned, which compiles sooner; FLOPs and estimates then count one
+        layer and are not told.
     """
 
     title: str
@@ -53,6 +56,8 @@ class Run:
     per_device: int = 16
     least_batch: int = 0
     fsdp: int | None = 16
+    searches: bool = True
+    scan: bool = True
 
     def arguments(self, topology: str, model_dir: str) -> list[str]:
         """Of `dsi-jax precompile`."""
@@ -63,11 +68,13 @@ class Run:
             "MODEL_DIR": model_dir,
             "BATCH_SIZE": max(self.per_device * devices, self.least_batch),
             "DTYPE": "bfloat16",
-            "SCAN_LAYERS": True,
+            "SCAN_LAYERS": self.scan,
             "BEAM_SIZE": 20,
         }
         if any(file.startswith("experiments/nq") for file in self.files):
             macros["INITIAL_CHECKPOINT_PATH"] = "unread"
+        if not self.searches:
+            macros["run.TrainConfig.evaluation"] = None
         files = self.files
         if self.fsdp is not None:
             files += ("meshes/fsdp.gin",)
@@ -82,11 +89,16 @@ SIXTEEN = ("v4:2x2x4", "v5e:4x4", "v5p:2x2x4", "v6e:4x4")
 TEXT = ("experiments/demo_text.gin", "models/t5_1_1_base.gin", "docids/naive.gin")
 IMAGES = ("experiments/demo_image.gin", "models/t5_1_1_base.gin", "docids/naive.gin")
 RUNS = {
-    "text": Run("T5 base", TEXT, (*SIXTEEN, "v5e:16x16", "v5p:8x8x8")),
+    "text": Run("T5 base", TEXT, (*SIXTEEN, "v5e:16x16", "v5p:8x8x8"), scan=False),
     "images": Run(
-        "CLIP B/32, T5 base", (*IMAGES, "models/clip_b32.gin"), (*SIXTEEN, "v5e:16x16", "v5p:8x8x8")
+        "CLIP B/32, T5 base",
+        (*IMAGES, "models/clip_b32.gin"),
+        (*SIXTEEN, "v5e:16x16", "v5p:8x8x8"),
+        scan=False,
     ),
-    "images_l14": Run("CLIP L/14, T5 base", (*IMAGES, "models/clip_l14.gin"), ("v5e:4x8",)),
+    "images_l14": Run(
+        "CLIP L/14, T5 base", (*IMAGES, "models/clip_l14.gin"), ("v5e:4x8",), searches=False
+    ),
     "xl": Run(
         "T5 xl",
         ("experiments/nq/nq100k_xl_naive.gin",),
@@ -94,6 +106,7 @@ RUNS = {
         per_device=1,
         least_batch=128,
         fsdp=None,
+        searches=False,
     ),
     "xxl": Run(
         "T5 xxl",
@@ -102,12 +115,14 @@ RUNS = {
         per_device=1,
         least_batch=128,
         fsdp=None,
+        searches=False,
     ),
     "weak_scaling": Run(
         "T5 base",
         TEXT,
         ("v5p:2x2x2", "v5p:2x4x4", "v5p:4x4x8", "v5p:8x8x8"),
         fsdp=8,
+        searches=False,
     ),
 }
 
@@ -163,6 +178,7 @@ def compiled(run: Run, topology: str) -> dict[str, Any]:
         "memory_bytes": report["memory_bytes"],
         "mesh": report["mesh"],
         "parameters": num_parameters,
+        "scanned": run.scan,
         "paper_bytes": paper_bytes(4 * num_parameters, report["mesh"]),
         "programs": [summary(program) for program in programs],
     }
@@ -196,23 +212,33 @@ def summary(program: dict[str, Any]) -> dict[str, Any]:
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """The results as a table in Markdown, a line a run and topology."""
     head = (
-        "| run | slice | mesh | training step: bytes, of the memory | FLOPs | sent | on paper "
-        "| estimate | search with the trie: bytes | estimate | of it the trie |"
+        "| run | slice | mesh | training step: bytes, of the memory | FLOPs | estimate | sent "
+        "| on paper | search with the trie: bytes | estimate | of it the trie |"
     )
-    rows = [head, "|" + "---|" * (head.count("|") - 1)]
-    for line in lines:
-        step, *searches = line["programs"]
-        trie, free = (
-            next((s for s in searches if s["name"].startswith(f"search, {kind}:")), None)
-            for kind in ("trie", "free")
-        )
-        mesh = " ".join(f"{axis} {size}" for axis, size in line["mesh"].items() if size > 1)
-        cells = [RUNS[line["run"]].title, f"`{line['topology']}`", mesh]
-        cells += [_memory(step, line["memory_bytes"]), *_work(step)]
-        cells += [bytes_text(line["paper_bytes"]), _estimate(step)]
-        cells += [_memory(trie, line["memory_bytes"]), _estimate(trie), _share(trie, free)]
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+    return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *map(_row, lines)])
+
+
+def _row(line: dict[str, Any]) -> str:
+    step, *searches = line["programs"]
+    trie, free = (
+        next((s for s in searches if s["name"].startswith(f"search, {kind}:")), None)
+        for kind in ("trie", "free")
+    )
+    memory, scanned = line["memory_bytes"], line["scanned"]
+    cells = [
+        RUNS[line["run"]].title,
+        f"`{line['topology']}`",
+        " ".join(f"{axis} {size}" for axis, size in line["mesh"].items() if size > 1),
+        _memory(step, memory),
+        "-" if scanned or not step["flops"] else f"{step['flops']:.3g}",
+        "-" if scanned else _estimate(step),
+        "-" if step["total_bytes"] is None else bytes_text(step["sent_bytes"]),
+        bytes_text(line["paper_bytes"]),
+        _memory(trie, memory),
+        "-" if scanned else _estimate(trie),
+        "-" if scanned else _share(trie, free),
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def _memory(program: dict[str, Any] | None, memory_bytes: int) -> str:
@@ -223,12 +249,6 @@ def _memory(program: dict[str, Any] | None, memory_bytes: int) -> str:
     total = program["total_bytes"]
     verdict = "" if program["fits"] else ", does not fit"
     return f"{bytes_text(total)}, {total / memory_bytes:.0%}{verdict}"
-
-
-def _work(program: dict[str, Any]) -> tuple[str, str]:
-    if program["total_bytes"] is None:
-        return "-", "-"
-    return f"{program['flops']:.3g}", bytes_text(program["sent_bytes"])
 
 
 def _estimate(program: dict[str, Any] | None) -> str:

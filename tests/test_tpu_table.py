@@ -47,9 +47,12 @@ def program(name: str, **changes) -> dict:
 @pytest.mark.parametrize(
     ("step", "expected"),
     [
-        ({}, "1 GiB, 50% | 2e+12 | 2 KiB | 3 KiB | 500 ms | 1 GiB, 50% | 500 ms | 20.0% |"),
+        ({}, "1 GiB, 50% | 2e+12 | 500 ms | 2 KiB | 3 KiB | 1 GiB, 50% | 500 ms | 20.0% |"),
         ({"fits": False, "total_bytes": 4 << 30}, "| 4 GiB, 200%, does not fit |"),
-        ({"total_bytes": None, "problem": "Used 9G of 2G"}, "does not fit: Used 9G of 2G | - | -"),
+        (
+            {"total_bytes": None, "flops": None, "estimate_seconds": None, "problem": "9G of 2G"},
+            "does not fit: 9G of 2G | - | - | - | 3 KiB",
+        ),
     ],
 )
 def test_a_line_of_the_table(step, expected):
@@ -60,6 +63,7 @@ def test_a_line_of_the_table(step, expected):
         "memory_bytes": 2 << 30,
         "mesh": mesh(fsdp=8),
         "paper_bytes": 3072,
+        "scanned": False,
         "programs": [
             program("training step", **step),
             program("search, trie: 64 queries"),
@@ -69,3 +73,5 @@ def test_a_line_of_the_table(step, expected):
     head, rule, row = tpu_table.table([line]).splitlines()
     assert head.count("|") == rule.count("|") == row.count("|")
     assert row.startswith("| T5 xl | `v5p:2x2x2` | fsdp 8 | ") and expected in row
+    row = tpu_table.table([line | {"scanned": True}]).splitlines()[-1]
+    assert "2e+12" not in row and "500 ms" not in row  # they are of one layer
