@@ -18,6 +18,7 @@ from dsi_jax.data import cached, corpora, features, metrics, pipeline, preproces
 from dsi_jax.docids.atomic import Atomic
 from dsi_jax.inputs import Inputs
 from dsi_jax.tokenizers import ByteTokenizer
+from tests.resuming import assert_resumes_again_and_again
 from tests.small_corpus import write_corpus
 
 MODULE = """
@@ -139,6 +140,7 @@ def test_the_cached_mixture_resumes_exactly(tasks_and_corpus):
     resumed = make()
     resumed.restore(state)
     assert_batches_equal([next(resumed) for _ in range(30)], expected)
+    assert_resumes_again_and_again(make)
     with pytest.raises(ValueError, match="use_cached = True, this one has False"):
         make_pipeline(tasks.mixture, corpus).restore(state)
 

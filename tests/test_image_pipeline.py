@@ -19,6 +19,7 @@ from dsi_jax.evaluator import Evaluator, Predictor, Target
 from dsi_jax.inputs import Inputs, PixelReader
 from dsi_jax.methods.base import Collection
 from dsi_jax.tokenizers import ByteTokenizer
+from tests.resuming import assert_resumes_again_and_again
 from tests.small_images import COLOURS, NUM_IMAGES, SHAPES, SIDE, draw, write_pictures
 
 LENGTHS = {"inputs": 24}
@@ -135,6 +136,11 @@ def test_state_resumes_exactly(corpus, consumed):
     other = make_pipeline(tasks.mixture, corpus, batch_size=8, seed=2)
     with pytest.raises(ValueError, match="saved input pipeline has seed = 1, this one has 2"):
         other.restore(state)
+
+
+def test_restored_streams_resume_exactly(corpus):
+    tasks = register_image_tasks(corpus)
+    assert_resumes_again_and_again(lambda: make_pipeline(tasks.mixture, corpus, batch_size=8))
 
 
 def captioned(captions) -> CaptionedImages:

@@ -23,6 +23,7 @@ from dsi_jax.docids.naive import NaiveString
 from dsi_jax.inputs import Inputs
 from dsi_jax.tasks import demo  # here, so that what it registers outlives each test
 from dsi_jax.tokenizers import ByteTokenizer
+from tests.resuming import assert_resumes_again_and_again
 
 LENGTHS = {"inputs": 24}
 NUM_DOCUMENTS = 50
@@ -78,6 +79,15 @@ def make_source(count: int = 20, name: str = "s") -> sources.InMemorySource:
     return sources.InMemorySource({"train": columns}, name, "corpus", "content")
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 20])
+def test_endless_source_gives_a_permutation_each_pass(count):
+    dataset = make_source(count).endless().get_dataset(seed=5).take(6 * count)
+    passes = np.array(order_of(dataset)).reshape(6, count)
+    np.testing.assert_array_equal(np.sort(passes), np.tile(np.arange(count), (6, 1)))
+    if count == 20:
+        assert len({tuple(p) for p in passes}) == 6
+
+
 def order_of(dataset: tf.data.Dataset) -> list[int]:
     return [int(example["x"][0]) for example in dataset.as_numpy_iterator()]
 
@@ -99,8 +109,11 @@ def test_order_depends_on_seed_and_name_alone():
     assert order_of(make_source().get_dataset(shuffle=False)) == list(range(20))
 
 
-def test_orders_are_as_good_as_random():
-    passes = np.array(order_of(make_source(6).get_dataset(seed=0).repeat(600))).reshape(600, 6)
+@pytest.mark.parametrize("endless", [False, True])
+def test_orders_are_as_good_as_random(endless):
+    source = make_source(6)
+    dataset = source.endless().get_dataset(seed=0) if endless else source.get_dataset(seed=0)
+    passes = np.array(order_of(dataset.repeat(600).take(3600))).reshape(600, 6)
     # 600 of the 720 orders: 407 differ on average, with a standard deviation of 9.
     assert abs(len({tuple(p) for p in passes}) - 407) < 45
     counts = np.stack([np.bincount(place, minlength=6) for place in passes.T])
@@ -343,6 +356,13 @@ def test_state_resumes_exactly(with_training_queries, consumed):
     assert_batches_equal(take(uninterrupted, 25), expected)
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_restored_streams_resume_exactly(shuffle):
+    corpus = make_corpus()
+    tasks = registration.register_corpus_tasks(corpus)
+    assert_resumes_again_and_again(lambda: make_pipeline(tasks.mixture, corpus, shuffle=shuffle))
+
+
 def test_state_moves_between_hosts_and_meshes():
     tasks = registration.register_corpus_tasks(make_corpus())
     two = make_pipeline(tasks.mixture, parts=[1], num_parts=2)
@@ -488,6 +508,7 @@ def test_foreign_and_own_tasks_mix_at_their_rates():
     resumed = make_pipeline("both", batch_size=2_000)
     resumed.restore(state)
     assert_batches_equal([batch], take(resumed, 1))
+    assert_resumes_again_and_again(lambda: make_pipeline("both"))
     texts = [decode(tokens) for tokens in batch["text"]["tokens"]]
     share = np.mean([text.startswith("what is") for text in texts])
     assert share == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / 2_000))
@@ -610,6 +631,7 @@ def test_buffered_streams_of_random_strategies_resume_exactly(strategy):
     resumed = stream()
     resumed.restore(state)
     assert_batches_equal(take(resumed, 12), expected)
+    assert_resumes_again_and_again(stream)
     assert expected[0]["decoder"]["targets"].shape == (8, LENGTHS["inputs"])
     shapes = tf.nest.map_structure(lambda s: (s.shape, s.dtype), uninterrupted.batch_shapes())
     found = tf.nest.map_structure(lambda a: (a.shape, a.dtype), expected[0])

@@ -27,7 +27,7 @@ from dsi_jax.docids.table import DocidTable
 from dsi_jax.inputs import Inputs
 from dsi_jax.models.streams import IMAGE
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2  # 1: passes repeated; a state of a restored stream could be wrong
 _HEADER = "header.json"
 
 
@@ -98,6 +98,8 @@ class TrainPipeline:
             rates = {cached.read(task, split): rate for task, rate in rates.items()}
         for task in rates:
             _check_corpus(task, table, split, use_cached)
+        if shuffle:
+            rates = {_endless(task): rate for task, rate in rates.items()}
         sizes = [task.num_input_examples(split) for task in rates]
         self.num_examples = None if None in sizes else sum(sizes)
         self._rates = {task.name: rate for task, rate in rates.items()}
@@ -294,6 +296,12 @@ def _rates_per_task(provider: seqio.Task | seqio.Mixture, split: str) -> dict[se
     if isinstance(provider, seqio.Mixture):
         return {task: float(provider.get_rate(task)) for task in tasks}
     return dict.fromkeys(tasks, 1.0)
+
+
+def _endless(task: seqio.Task) -> seqio.Task:
+    """The task over all passes of its source, where the source knows how."""
+    source = task.source
+    return task.replace(source=source.endless()) if isinstance(source, InMemorySource) else task
 
 
 def _check_corpus(task: seqio.Task, table: DocidTable, split: str, use_cached: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,16 +16,18 @@ from dsi_jax.data import features
 
 Column = np.ndarray | Sequence[Any]
 
+_ROUNDS = 2  # of a cipher of indices and a shift; one is nearly enough
+
 
 class InMemorySource(seqio.DataSource):
     """Columns held in memory, shuffled fully with a state of constant size.
 
     Each pass over a shuffled dataset is a permutation of all examples, and each pass
-    draws its own (unless a shuffle buffer is asked for). The order of a pass is computed from
-    one random number, so the state of an iterator is that number and a position, not a buffer;
-    an iterator holds 8 bytes an example while it runs. Two things to heed:
+    draws its own (unless a shuffle buffer is asked for). The order of a pass is a function of
+    one number, so the state of an iterator is that number and a position. Three things to heed:
       * `Dataset.cache` would freeze the first pass: give `try_in_mem_cache=False`;
-      * examples are already shuffled: tasks set `shuffle_buffer_size=None`.
+      * examples are already shuffled: tasks set `shuffle_buffer_size=None`;
+      * the state of an iterator that repeats passes is exact for `endless` alone.
     """
 
     def __init__(
@@ -56,6 +59,19 @@ class InMemorySource(seqio.DataSource):
         self.shuffle_buffer = shuffle_buffer
         self._columns = columns
         self._name = name
+        self._is_endless = False
+
+    def endless(self) -> InMemorySource:
+        """This source for training: shuffled, its dataset is all passes, one after the other.
+
+        Example i is a function of the seed and i alone, and the state of an iterator is i. To
+        repeat single passes takes iterators within iterators, which TensorFlow's symbolic
+        checkpoints lose below a mixture: the state of an iterator that was restored itself then
+        goes on with another order.
+        """
+        source = copy.copy(self)
+        source._is_endless = True
+        return source
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -87,7 +103,7 @@ class InMemorySource(seqio.DataSource):
                 f"source '{self._name}' cannot be shuffled with seed None: hosts would disagree"
             )
         elif self.shuffle_buffer is None:
-            indices = _permutations(size, _salted_seed(seed, self._name, split))
+            indices = _passes(size, _salted_seed(seed, self._name, split), self._is_endless)
         else:
             indices = tf.data.Dataset.range(size).shuffle(
                 self.shuffle_buffer, seed=_salted_seed(seed, self._name, split)
@@ -124,6 +140,10 @@ class LazySource(InMemorySource):
     def num_input_examples(self, split: str) -> int | None:
         return self._made().num_input_examples(split)
 
+    def endless(self) -> InMemorySource:
+        """See `InMemorySource.endless`."""
+        return self._made().endless()
+
     def get_dataset(self, *args: Any, **kwargs: Any) -> tf.data.Dataset:
         """See `InMemorySource.get_dataset`."""
         return self._made().get_dataset(*args, **kwargs)
@@ -134,19 +154,34 @@ def _salted_seed(seed: int, *names: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1  # a non-negative int64
 
 
-def _permutations(size: int, seed: int) -> tf.data.Dataset:
-    """Indices 0 .. size-1 in a random order; another one each time it is iterated."""
-    passes = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
+def _passes(size: int, seed: int, endless: bool) -> tf.data.Dataset:
+    """Indices 0 .. size-1 in a random order: endlessly, or once and another one each time."""
+    if endless:
+        return tf.data.Dataset.counter().map(lambda i: _place(i % size, i // size, size, seed))
+    draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
+    return draws.flat_map(
+        lambda draw: tf.data.Dataset.range(size).map(lambda i: _place(i, draw, size, seed))
+    )
 
-    def one_pass(draw: tf.Tensor) -> tf.data.Dataset:
-        # Not index_shuffle, which needs no memory: it uses so few bits of its seed that
-        # small datasets see some hundred orders only, and their places unevenly.
-        order = tf.random.experimental.stateless_shuffle(
-            tf.range(size, dtype=tf.int64), seed=tf.stack([draw, tf.constant(seed, tf.int64)])
+
+def _place(index: tf.Tensor, number: tf.Tensor, size: int, seed: int) -> tf.Tensor:
+    """Where `index` lies in the permutation of 0 .. size-1 that has this number.
+
+    Computed an index at a time, so that no order is held. The public `index_shuffle` takes
+    too few bits of its seed: small sizes see some hundred orders only, and their places unevenly.
+    """
+    keys, shifts = (
+        tf.random.stateless_uniform(
+            shape, seed=tf.stack([number, seed + salt]), minval=None, maxval=None, dtype=tf.int64
         )
-        return tf.data.Dataset.from_tensor_slices(order)
-
-    return passes.flat_map(one_pass)
+        for salt, shape in enumerate(((_ROUNDS, 3), (_ROUNDS,)))
+    )
+    keys = tf.cast(keys, tf.int32)
+    for key, shift in zip(tf.unstack(keys), tf.unstack(shifts), strict=True):
+        index = tf.raw_ops.RandomIndexShuffle(
+            index=(index + shift % size) % size, seed=key, max_index=tf.cast(size - 1, tf.int64)
+        )
+    return index
 
 
 def _tensor(values: Column) -> tf.Tensor | tf.RaggedTensor:
