@@ -97,7 +97,14 @@ def test_equal_ones_are_merged_the_heaviest_first():
     assert merged([small, large, small]) == [large, Collective("all-gather", (), 10, 4, 2)]
 
 
+def test_groups_of_a_mesh_in_another_order():
+    """As in a mesh of two axes of which the second is gathered first."""
+    ordered = "replica_groups=mesh['x'=4,'y'=16], device_ids=([16,4]T(1,0)) {'y'}"
+    text = PROGRAM.replace("replica_groups=mesh['x'=16,'y'=4] {'x'}", ordered)
+    assert find(text) == find(PROGRAM)
+
+
 def test_unknown_groups_are_an_error():
     text = PROGRAM.replace("replica_groups=[1,8]<=[8]", "replica_groups=elsewhere")
-    with pytest.raises(ValueError, match=r"cannot read the groups of a collective: .*scatter"):
+    with pytest.raises(ValueError, match=r"cannot read the groups .*: replica_groups=elsewhere,"):
         find(text)

@@ -32,7 +32,7 @@ _BOUND = re.compile(r"ROOT .* compare\([^)]*?%?([\w.-]+)\), direction=LT")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _LISTED_GROUPS = re.compile(r"\breplica_groups=\{\{([\d,]*)\}")
 _IOTA_GROUPS = re.compile(r"\breplica_groups=\[(\d+),(\d+)\]<=")
-_MESH_GROUPS = re.compile(r"\breplica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_MESH_GROUPS = re.compile(r"\breplica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}")
 _BITS = re.compile(r"\d+")
 
 
@@ -181,4 +181,5 @@ def _group_size(line: str, kind: str) -> int:
     if groups := _MESH_GROUPS.search(line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", groups[2]))
-    raise ValueError(f"cannot read the groups of a collective: {line[:300]}")
+    shown = re.search(r"\breplica_groups=.{0,80}", line)
+    raise ValueError(f"cannot read the groups of a collective: {shown[0] if shown else line[:300]}")
