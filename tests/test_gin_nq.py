@@ -114,6 +114,7 @@ def test_experiment_of_the_paper(corpus, size, kind, hits_1, hits_10):
     assert ("DOCUMENT_ENCODER" in text) == (kind == "semantic")
     mesh_file, mesh = MESHES.get(size, (None, MeshConfig()))
     assert config.mesh == mesh
+    assert config.scan_layers == (True if mesh_file else None)
     assert mesh_file is None or f"meshes/{mesh_file}.gin splits the state" in text
     if corpus == "nq320k":
         column = 1 + SIZES.index(size)
