@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import made_docids, static_peer, timing
 from dsi_jax.decoding import trie as trie_lib
 from dsi_jax.decoding.constraint import Span, TrieConstraint
-from dsi_jax.decoding.filters import alive_bits
+from dsi_jax.decoding.filters import DocumentSets, document_sets
 from dsi_jax.docids.table import FIRST_CODE
 
 CALLS = 20  # a round
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         peer = static.build(codes, options.codes)
         index = jax.device_put((peer.packed_csr, peer.indptr))
         allowed = np.random.default_rng(2).random(len(codes)) < FILTERED_SHARE
-        bits = jax.device_put(alive_bits(host, allowed)[None])
+        sets = jax.device_put(document_sets(host, allowed[None]))
         for level in range(1, options.length):
             for beams in options.beams:
                 rng = np.random.default_rng(level)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 }
                 assert_equal(contenders["ours"](), contenders["static"]())
                 if options.filter:
-                    contenders["filtered"] = ours(trie, prefixes, log_probs, bits)
+                    contenders["filtered"] = ours(trie, prefixes, log_probs, sets)
                 timings = timing.measure(
                     {name: repeated(call) for name, call in contenders.items()},
                     rounds=options.rounds,
@@ -84,13 +84,13 @@ def ours(
     trie: trie_lib.Trie,
     prefixes: np.ndarray,
     log_probs: jax.Array,
-    bits: jax.Array | None = None,
+    sets: DocumentSets | None = None,
 ) -> Callable[[], tuple[jax.Array, jax.Array]]:
     """A call that gives tokens and log-probabilities [B M, K], -inf where there is no child."""
     level = prefixes.shape[1]
     state = places(trie, prefixes)
-    sets = None if bits is None else jnp.zeros(len(prefixes), jnp.int32)
-    constraint = TrieConstraint(trie, bits, sets)
+    set_of_query = None if sets is None else jnp.zeros(len(prefixes), jnp.int32)
+    constraint = TrieConstraint(trie, sets, set_of_query)
     span = Span(level, level + 1, trie.widths[level])
 
     @jax.jit

@@ -254,6 +254,7 @@ class Evaluations:
     def _predictor(self, evaluation: Evaluation, rows: np.ndarray | None) -> Predictor:
         key = (
             evaluation.constraint,
+            evaluation.decoding,
             evaluation.beam_size,
             evaluation.batch_size,
             None if rows is None else rows.tobytes(),
@@ -264,6 +265,7 @@ class Evaluations:
                 self._collection,
                 beam_size=evaluation.beam_size,
                 constraint=evaluation.constraint,
+                decoding=evaluation.decoding,
                 mesh=self._mesh,
                 rules=self._rules,
                 rows=rows,

@@ -24,6 +24,7 @@ from dsi_jax.data import collate, converters, features, metrics
 from dsi_jax.data.corpora import Corpus
 from dsi_jax.data.image_corpus import ImageCorpus
 from dsi_jax.data.registration import CorpusTasks
+from dsi_jax.decoding.strategies import BeamSearch, Decoding
 from dsi_jax.inputs import Inputs, pad_rows
 from dsi_jax.methods.base import Ranker
 from dsi_jax.training import partitioning
@@ -52,6 +53,7 @@ class Evaluation:
       num_documents: documents asked back in the memorisation figure; None: all.
       unconstrained: at the end, decode freely too and report the rate of invalid docids.
       last: evaluations in the mean that stands beside the best.
+      decoding: how docids are got from the decoder.
     """
 
     beam_size: int = 100
@@ -61,6 +63,7 @@ class Evaluation:
     num_documents: int | None = 1000
     unconstrained: bool = True
     last: int = 3
+    decoding: Decoding = BeamSearch()
 
     def __post_init__(self) -> None:
         if self.constraint not in searcher_lib.CONSTRAINTS:

@@ -112,6 +112,7 @@ def evaluate(
             collection,
             beam_size=evaluation.beam_size,
             constraint=evaluation.constraint,
+            decoding=evaluation.decoding,
             rows=rows,
         ),
         inputs=collection.inputs,
@@ -152,7 +153,7 @@ def infer(
       queries: a file of queries: .jsonl with `_id` and `text` as in BEIR, .tsv of id and text, or
         any other of one query a line (its number, from 1, is the id).
       output_dir: where the two files go.
-      evaluation: its beam size and constraint.
+      evaluation: its beam size, constraint and decoding.
       num_results: documents a query.
       step: which checkpoint; None: the newest whole one.
       docid_table: where the docid table lies, if not where the run had it.
@@ -170,6 +171,7 @@ def infer(
         docid_table=docid_table,
         beam_size=max(num_results, evaluation.beam_size),
         constraint=evaluation.constraint,
+        decoding=evaluation.decoding,
     )
     output = Path(output_dir)
     if dry_run:

@@ -253,6 +253,7 @@ def _lowered(config: TrainConfig, inputs: _Inputs) -> Iterator[tuple[str, jax.st
             inputs.collection,
             beam_size=evaluation.beam_size,
             constraint=constraint,
+            decoding=evaluation.decoding,
             mesh=program.mesh,
             rules=program.rules,
         )

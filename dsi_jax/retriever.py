@@ -21,6 +21,8 @@ import numpy as np
 
 from dsi_jax import checks, tokenizers
 from dsi_jax import searcher as searcher_lib
+from dsi_jax.allowed import Allowed, Listed, Lists, rows_of
+from dsi_jax.decoding.strategies import BeamSearch, Decoding
 from dsi_jax.dense.store import EmbeddingStore
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.documents import Documents, FullTexts
@@ -78,6 +80,7 @@ class Retriever:
         step: int = 0,
         metadata: Mapping[str, Any] | None = None,
         method: Method = DSI(),
+        decoding: Decoding = BeamSearch(),
     ) -> None:
         self.step = step
         self.metadata = dict(metadata or {})
@@ -89,7 +92,11 @@ class Retriever:
         self._constraint = constraint
         self._beam_size = beam_size
         self._ranker = method.new_ranker(
-            model, collection, beam_size=self._capped(beam_size), constraint=constraint
+            model,
+            collection,
+            beam_size=self._capped(beam_size),
+            constraint=constraint,
+            decoding=decoding,
         )
 
     @classmethod
@@ -101,6 +108,7 @@ class Retriever:
         docid_table: str | Path | None = None,
         beam_size: int = 10,
         constraint: str = "trie",
+        decoding: Decoding = BeamSearch(),
     ) -> Retriever:
         """Rebuilds the index that a training run left in `model_dir`.
 
@@ -110,6 +118,7 @@ class Retriever:
           docid_table: where the table lies, if not where the run had it.
           beam_size: beams kept a query.
           constraint: "trie" or "free".
+          decoding: how docids are got from the decoder: beam search, `Greedy` or `Sampling`.
 
         Raises:
           ValueError: no whole checkpoint, or nowhere the docid table that it was trained with
@@ -143,51 +152,102 @@ class Retriever:
             documents=documents,
             beam_size=beam_size,
             constraint=constraint,
+            decoding=decoding,
             step=int(directory.name.rpartition("_")[2]),
             metadata=metadata,
         )
 
-    def search(self, query: str, k: int = 10) -> list[Hit]:
-        """The k best documents for one text, best first."""
-        return self.search_batch([query], k)[0]
+    def search(
+        self, query: str, k: int = 10, *, allow: Listed | None = None, deny: Listed | None = None
+    ) -> list[Hit]:
+        """The k best documents for one text, best first; see `search_batch`."""
+        return self.search_batch([query], k, allow=allow, deny=deny)[0]
 
-    def search_image(self, image: str | Path | bytes, k: int = 10) -> list[Hit]:
+    def search_image(
+        self,
+        image: str | Path | bytes,
+        k: int = 10,
+        *,
+        allow: Listed | None = None,
+        deny: Listed | None = None,
+    ) -> list[Hit]:
         """The k best documents for one image, a file or the bytes of one, best first."""
-        return self.search_images([image], k)[0]
+        return self.search_images([image], k, allow=allow, deny=deny)[0]
 
-    def search_batch(self, queries: Sequence[str], k: int = 10) -> list[list[Hit]]:
-        """The k best documents for each query; fewer where the corpus has fewer.
+    def search_batch(
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        allow: Lists | None = None,
+        deny: Lists | None = None,
+    ) -> list[list[Hit]]:
+        """The k best documents for each query; fewer where fewer may be found.
 
         Args:
           queries: texts; an empty one is an error.
           k: documents a query. More than the beams given at load widens the beams to k.
+          allow: the only documents that may be found, by key or by row; None: all. One list for all
+            queries, or a list of as many as there are queries, in which None stands for all. What
+            is found is what a search among these documents alone would find.
+          deny: documents that must not be found, allowed or not; given as `allow` is.
 
         Raises:
-          ValueError: k below 1, or a query that is empty or not a text.
+          ValueError: k below 1, a query that is empty or not a text, a key or row of no document,
+            or lists for beams that are free to leave the table.
         """
         for i, query in enumerate(queries):
             if not isinstance(query, str) or not query.strip():
                 raise ValueError(f"query {i} is {query!r}; expected a text that is not empty")
-        return self._search(TEXT, queries, k)
+        return self._search(TEXT, queries, k, allow, deny)
 
-    def search_images(self, images: Sequence[str | Path | bytes], k: int = 10) -> list[list[Hit]]:
-        """The k best documents for each image; fewer where the corpus has fewer.
+    def search_images(
+        self,
+        images: Sequence[str | Path | bytes],
+        k: int = 10,
+        *,
+        allow: Lists | None = None,
+        deny: Lists | None = None,
+    ) -> list[list[Hit]]:
+        """The k best documents for each image; fewer where fewer may be found.
 
         Args:
           images: files, or the bytes of such.
           k: documents a query, as in `search_batch`.
+          allow: as in `search_batch`.
+          deny: as in `search_batch`.
 
         Raises:
-          ValueError: k below 1, or the index was not trained with images.
+          ValueError: as `search_batch`, or the index was not trained with images.
           FileNotFoundError, images.ImageError: as `images.decode`.
         """
-        return self._search(IMAGE, images, k)
+        return self._search(IMAGE, images, k, allow, deny)
 
-    def _search(self, modality: str, queries: Sequence[Any], k: int) -> list[list[Hit]]:
+    def rows_of(self, keys: Sequence[str], name: str = "the list") -> np.ndarray:
+        """The rows of documents, for lists that serve many searches.
+
+        Args:
+          keys: documents.
+          name: what is listed, for the error message.
+
+        Raises:
+          ValueError: a key that no document has.
+        """
+        return rows_of(keys, self.collection.table.keys, name)
+
+    def _search(
+        self,
+        modality: str,
+        queries: Sequence[Any],
+        k: int,
+        allow: Lists | None,
+        deny: Lists | None,
+    ) -> list[list[Hit]]:
         if k < 1:
             raise ValueError(f"k is {k}; expected at least 1")
         if not self._encodes(modality):
             raise ValueError(f"the index was not trained with {modality}s and cannot read them")
+        allowed = Allowed(self.collection.table.keys, len(queries), allow=allow, deny=deny)
         inputs = self.collection.inputs
         encode = inputs.images if modality == IMAGE else inputs.texts
         beam_size = self._capped(max(k, self._beam_size))
@@ -196,13 +256,21 @@ class Retriever:
             chunk = queries[start : start + _BATCH_SIZES[-1]]
             size = next(s for s in _BATCH_SIZES if s >= len(chunk))
             batch = {modality: pad_rows(encode(chunk), size)}
-            result = searcher_lib.to_host(self._ranker.search(self.params, batch, beam_size))
-            for i in range(len(chunk)):
-                keep = np.flatnonzero(result.valid[i] & (result.rows[i] >= 0))[:k]
-                ranked.append(
-                    [self._hit(int(result.rows[i, j]), float(result.scores[i, j])) for j in keep]
-                )
+            mine = allowed.of(slice(start, start + len(chunk)), size)
+            result = self._ranker.search(self.params, batch, beam_size, mine)
+            ranked += self._hits(searcher_lib.to_host(result), len(chunk), k)
         return ranked
+
+    def _hits(self, result: Any, num_queries: int, k: int) -> list[list[Hit]]:
+        """The first k documents found for each of the first queries of a batch."""
+        found = []
+        for rows, scores, valid in zip(
+            *(field[:num_queries] for field in (result.rows, result.scores, result.valid)),
+            strict=True,
+        ):
+            keep = np.flatnonzero(valid & (rows >= 0))[:k]
+            found.append([self._hit(int(rows[j]), float(scores[j])) for j in keep])
+        return found
 
     def _encodes(self, modality: str) -> bool:
         """Whether the model has an encoder of this modality."""

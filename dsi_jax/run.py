@@ -19,6 +19,7 @@ from dsi_jax import autosize, checks, held_out, lenders, preflight
 from dsi_jax import prepare as prepare_lib
 from dsi_jax.data import pipeline as pipeline_lib
 from dsi_jax.data import strategies
+from dsi_jax.decoding.strategies import BeamSearch
 from dsi_jax.docids import text_space
 from dsi_jax.evaluations import Evaluations
 from dsi_jax.evaluator import Evaluation
@@ -244,12 +245,7 @@ def check(config: TrainConfig) -> None:
     config.method.check()
     if config.baseline is not None:
         config.baseline.check()
-    evaluation = config.evaluation
-    if evaluation is not None and evaluation.constraint == "free" and not config.method.decodes:
-        raise ValueError(
-            f"CONSTRAINT is 'free'; a {config.method.title} ranks documents and nothing else: "
-            "expected 'trie'"
-        )
+    _check_ranking(config)
     if config.microbatches > 1 and config.method.whole_batches:
         raise ValueError(
             f"MICROBATCHES is {config.microbatches}; a {config.method.title} learns from the whole "
@@ -261,6 +257,22 @@ def check(config: TrainConfig) -> None:
         raise ValueError(f"REMAT is {config.remat!r}; expected True, False, 'minimal' or None")
     if config.task_feature_lengths is not None:
         preflight.check_lengths(config.task_feature_lengths)
+
+
+def _check_ranking(config: TrainConfig) -> None:
+    """Refuses choices about decoding where nothing is decoded."""
+    evaluation, method = config.evaluation, config.method
+    if evaluation is None or method.decodes:
+        return
+    for name, value, expected in (
+        ("CONSTRAINT", evaluation.constraint, "trie"),
+        ("Evaluation.decoding", evaluation.decoding, BeamSearch()),
+    ):
+        if value != expected:
+            raise ValueError(
+                f"{name} is {value!r}; a {method.title} ranks documents and nothing else: "
+                f"expected {expected!r}"
+            )
 
 
 def set_up(config: TrainConfig, *, write: bool) -> Run:

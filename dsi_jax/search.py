@@ -8,9 +8,11 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from dsi_jax import terminal
+from dsi_jax.decoding.strategies import BeamSearch, Decoding, Greedy, Sampling
 from dsi_jax.report import as_text
 from dsi_jax.retriever import Hit, Retriever
 
@@ -27,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, help="checkpoint to load (default: the newest)")
     parser.add_argument("--docid_table", help="directory of the docid table, if it was moved")
     parser.add_argument("--constraint", choices=("trie", "free"), default="trie")
+    parser.add_argument("--decoding", choices=("beams", "greedy", "sampling"), default="beams")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling (default: 1)")
+    parser.add_argument("--seed", type=int, default=42, help="of sampling (default: 42)")
+    for name, what in (("allow", "the only documents"), ("deny", "documents not")):
+        text = f"{what} to be found, one key a line"
+        parser.add_argument(f"--{name}", metavar="FILE", help=text)
     parser.add_argument("--json", action="store_true", help="one JSON object a query and line")
     parser.add_argument(
         "--traceback", action="store_true", help="print Python's traceback with an error"
@@ -36,25 +44,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, out: TextIO | None = None) -> int:
     """Answers every query on `out`, by default standard output; returns the exit status."""
     out = out or sys.stdout
+    keys = {name: _keys(getattr(arguments, name)) for name in ("allow", "deny")}
     retriever = Retriever.load(
         arguments.model_dir,
         step=arguments.step,
         docid_table=arguments.docid_table,
         beam_size=arguments.beam_size,
         constraint=arguments.constraint,
+        decoding=_decoding(arguments),
     )
+    lists = {
+        name: None if listed is None else retriever.rows_of(listed, getattr(arguments, name))
+        for name, listed in keys.items()
+    }
     try:
         for image in arguments.image:
-            _print([image], [retriever.search_image(image, arguments.k)], arguments.json, out)
+            _print(
+                [image], [retriever.search_image(image, arguments.k, **lists)], arguments.json, out
+            )
         if arguments.image and not arguments.query:
             return 0
         for queries in _batches(arguments.query):
-            found = retriever.search_batch(queries, arguments.k)
+            found = retriever.search_batch(queries, arguments.k, **lists)
             _print(queries, found, arguments.json, out)
     except BrokenPipeError:  # whoever reads, such as `head`, has enough
         # Python would complain when it flushes the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
     return 0
+
+
+def _decoding(arguments: argparse.Namespace) -> Decoding:
+    if arguments.decoding == "sampling":
+        return Sampling(arguments.temperature, arguments.seed)
+    return Greedy() if arguments.decoding == "greedy" else BeamSearch()
+
+
+def _keys(file: str | None) -> list[str] | None:
+    """The lines of a file that are not empty."""
+    if file is None:
+        return None
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"{file} is no file; expected document keys, one a line")
+    lines = path.read_text("utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _print(

@@ -6,7 +6,9 @@ is what the other returns. Serving has one device; an evaluation while training 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -14,9 +16,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dsi_jax.allowed import check_allowed, num_queries
 from dsi_jax.decoding import adapter, trie
 from dsi_jax.decoding import constraint as constraint_lib
-from dsi_jax.decoding.beam import BeamResult
+from dsi_jax.decoding.filters import document_sets
+from dsi_jax.decoding.result import BeamResult
+from dsi_jax.decoding.strategies import BeamSearch, Decoding
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.models.dsi import DSIModel, padded_vocab_size
 from dsi_jax.training import partitioning, program
@@ -36,6 +41,7 @@ class Searcher:
       mesh: where the parameters lie; None: on one device.
       rules: logical axis rules, fitted to the model; used with a mesh.
       rows: under "trie", the documents that may be found; None: all.
+      decoding: how docids are got from the decoder.
 
     Raises:
       ValueError: an unknown constraint, a beam size below 1, or a table that is not the model's.
@@ -51,6 +57,7 @@ class Searcher:
         mesh: Mesh | None = None,
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
         rows: np.ndarray | None = None,
+        decoding: Decoding = BeamSearch(),
     ) -> None:
         if constraint not in CONSTRAINTS:
             raise ValueError(f"constraint is {constraint!r}; expected one of {CONSTRAINTS}")
@@ -59,6 +66,8 @@ class Searcher:
         check_table(model, table)
         self.beam_size = beam_size
         self._model, self._mesh, self._rules = model, mesh, rules
+        self._decoding, self._draws = decoding, itertools.count()
+        self._num_documents = table.num_documents
         self._whole = None if mesh is None else partitioning.replicated(mesh)
         self._searches: dict[int, adapter.SearchFn] = {}
         if constraint == "trie":
@@ -72,7 +81,11 @@ class Searcher:
         yield from ()
 
     def search(
-        self, params: Any, batch: Mapping[str, Any], beam_size: int | None = None
+        self,
+        params: Any,
+        batch: Mapping[str, Any],
+        beam_size: int | None = None,
+        allowed: np.ndarray | None = None,
     ) -> BeamResult:
         """Rows [B, M], scores [B, M] and validity [B, M] of a batch, still on the device.
 
@@ -80,18 +93,29 @@ class Searcher:
           params: the parameters; with a mesh, global arrays on it.
           batch: NumPy arrays of the whole batch, the same on all processes.
           beam_size: M; None: that of the searcher. Each is a program of its own.
+          allowed: bool [B, N], the rows that each query may find, or [1, N] for all queries; None:
+            all of them. A list for all, a list for each and none are programs of their own.
+
+        Raises:
+          ValueError: `allowed` has another shape, or beams are free to leave the table.
         """
-        search = self._search_with(beam_size or self.beam_size)
+        search, rule = self._search_with(beam_size or self.beam_size), self._rule
+        if allowed is not None:
+            rule = self._restricted(rule, allowed, num_queries(batch))
+        draw = np.uint32(next(self._draws))
         if self._mesh is None:
-            return search(params, batch, self._rule)
+            return search(params, batch, rule, draw)
         placed = partitioning.place(batch, partitioning.data_sharding(self._mesh))
         with partitioning.activate(self._mesh, self._rules):
-            return search(params, placed, self._rule)
+            return search(params, placed, rule, draw)
 
     def _search_with(self, beam_size: int) -> adapter.SearchFn:
         if beam_size not in self._searches:
             self._searches[beam_size] = adapter.make_search(
-                self._model, beam_size=beam_size, out_sharding=self._whole
+                self._model,
+                beam_size=beam_size,
+                decoding=self._decoding,
+                out_sharding=self._whole,
             )
         return self._searches[beam_size]
 
@@ -110,13 +134,30 @@ class Searcher:
         placed = program.with_sharding(batch, partitioning.data_sharding(self._mesh))
         rule = program.with_sharding(self._host_rule, self._whole)
         with partitioning.activate(self._mesh, self._rules):
-            return self._search_with(self.beam_size).lower(params, placed, rule)
+            return self._search_with(self.beam_size).lower(params, placed, rule, np.uint32(0))
+
+    def _restricted(
+        self, rule: constraint_lib.Constraint, allowed_AxN: np.ndarray, batch_size: int
+    ) -> constraint_lib.TrieConstraint:
+        """The rule with the documents that each query may find."""
+        if not isinstance(rule, constraint_lib.TrieConstraint):
+            raise ValueError(
+                "documents are allowed or denied, and constraint is 'free'; expected 'trie'"
+            )
+        check_allowed(allowed_AxN, batch_size, self._num_documents)
+        sets = document_sets(self._host_rule.trie, allowed_AxN)
+        set_of_query = np.arange(batch_size, dtype=np.int32) % len(allowed_AxN)
+        return dataclasses.replace(rule, sets=self._put(sets), set_of_query=self._put(set_of_query))
 
     @functools.cached_property
     def _rule(self) -> constraint_lib.Constraint:
+        return self._put(self._host_rule)
+
+    def _put(self, tree: Any) -> Any:
+        """The arrays whole on every device."""
         if self._whole is None:
-            return jax.device_put(self._host_rule)
-        return partitioning.place(self._host_rule, self._whole)
+            return jax.device_put(tree)
+        return partitioning.place(tree, self._whole)
 
 
 def cap_beams(

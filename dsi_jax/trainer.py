@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from dsi_jax import evaluations as evaluations_lib
 from dsi_jax import evaluator, lenders, preflight
+from dsi_jax.decoding.strategies import BeamSearch
 from dsi_jax.evaluations import Evaluations
 from dsi_jax.methods.dsi import DSI
 from dsi_jax.progress import Progress
@@ -172,7 +173,9 @@ def _baseline_config(run: Run) -> TrainConfig:
         batch_size=run.stream.batch_size,
         microbatches=1,
         initial_checkpoint_path=None,
-        evaluation=dataclasses.replace(config.evaluation, constraint="trie", unconstrained=False),
+        evaluation=dataclasses.replace(
+            config.evaluation, constraint="trie", decoding=BeamSearch(), unconstrained=False
+        ),
     )
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dsi_jax.decoding.beam import DecodeFns, beam_search
 from dsi_jax.decoding.constraint import Free, TrieConstraint
-from dsi_jax.decoding.filters import alive_bits
+from dsi_jax.decoding.filters import document_sets
 from dsi_jax.decoding.score import score_docids
 from dsi_jax.decoding.trie import build_trie
 from dsi_jax.docids.table import DocidTable
@@ -158,9 +158,9 @@ def make_table(docids, vocab_size=V, tie_seed=None):
     )
 
 
-def make_trie(docids, vocab_size=V, widest=True, tie_seed=None, depth=None):
+def make_trie(docids, vocab_size=V, widest=True, tie_seed=None, depth=None, rows=None):
     """The trie; ``widest`` declares great width everywhere, so that tries share a jit."""
-    trie = build_trie(make_table(docids, vocab_size, tie_seed), depth)
+    trie = build_trie(make_table(docids, vocab_size, tie_seed), depth, rows)
     if widest:
         return dataclasses.replace(trie, widths=(max(vocab_size, 24),) * trie.length)
     return trie
@@ -350,24 +350,27 @@ def test_narrow_levels_change_nothing(beam_size):
 def test_lists_of_allowed_documents_search_as_if_there_were_no_others(
     beam_size, depth, docids, seed, data
 ):
-    """Each query has a list of its own, perhaps an empty one."""
-    params, trie = toy_params(seed), make_trie(docids, depth=depth)
+    """Each query has a list of its own, perhaps an empty one; of a docid's documents some."""
+    tie_seed = data.draw(st.none() | st.integers(0, 9))
+    if tie_seed is not None:
+        docids = data.draw(st.lists(st.sampled_from(docids), min_size=1, max_size=24))
     count = len(docids)
+    built = data.draw(st.lists(st.integers(0, count - 1), min_size=1))  # the trie may hold fewer
+    params = toy_params(seed)
+    trie = make_trie(docids, depth=depth, tie_seed=tie_seed, rows=built)
     lists = st.lists(st.booleans(), min_size=count, max_size=count)
     allowed = [np.array(data.draw(lists)) for _ in range(B)]
-    sets = np.stack([alive_bits(trie, own) for own in allowed])
-    constraint = TrieConstraint(trie, sets[::-1], np.arange(B)[::-1].astype(np.int32))
+    sets = document_sets(trie, np.stack(allowed[::-1]))
+    constraint = TrieConstraint(trie, sets, np.arange(B)[::-1].astype(np.int32))
     result = search(params, constraint, beam_size=beam_size)
     for query, own in enumerate(allowed):
-        rows = np.flatnonzero(own)
+        rows = np.intersect1d(np.flatnonzero(own), built)
         if not len(rows):
             assert_empty_slots(result, query, 0)
             continue
-        alone = TrieConstraint(make_trie([docids[row] for row in rows], depth=depth))
-        expected = search(params, alone, beam_size=beam_size)
-        found = np.asarray(expected.rows)[query]
-        found = np.where(found >= 0, rows[found], -1)
-        np.testing.assert_array_equal(np.asarray(result.rows)[query], found)
+        alone = make_trie(docids, depth=depth, tie_seed=tie_seed, rows=rows)
+        expected = search(params, TrieConstraint(alone), beam_size=beam_size)
+        np.testing.assert_array_equal(result.rows[query], expected.rows[query])
         np.testing.assert_allclose(result.scores[query], expected.scores[query], atol=1e-6)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import gin
 from dsi_jax import autosize, gin_utils, prepare, run
+from dsi_jax.decoding import strategies
 from dsi_jax.gin_utils import ConfigError, GinArguments
 from dsi_jax.methods.dsi import DSI
 from dsi_jax.models import sizes
@@ -71,11 +72,18 @@ def test_shipped_file_parses_and_evaluates(file, tmp_path):
         files = ["runs/train.gin", "optimizers/adafactor.gin", "models/clip_tiny.gin", file]
         if file != "methods/contrastive.gin":
             del files[2]
+    if folder == "decoding":  # which follow a run file, too
+        files = ["runs/eval.gin", file]
     parse(*files, **needed_macros(files[0]))
     if folder == "meshes":
         config = evaluated(gin_utils.query_macro("MESH"))
         devices = 1 if file.endswith("one_device.gin") else 8
         assert math.prod(config.sizes(devices).values()) == devices
+    elif folder == "decoding":
+        evaluation = evaluated(gin.query_parameter("dsi_jax.inference.evaluate.evaluation"))
+        name = {"greedy": "Greedy", "sampling": "Sampling", "as_generate": "BeamSearch"}
+        assert type(evaluation.decoding).__name__ == name[Path(file).stem]
+        assert evaluation.decoding != strategies.BeamSearch()
     elif folder == "docids":
         assert evaluated(gin_utils.query_macro("DOCIDS")).kind == Path(file).stem
     elif file == "optimizers/clip_groups.gin":

@@ -103,6 +103,21 @@ def test_search_command_prints_documents_and_json(trained, capsys, monkeypatch):
     assert {"key", "score", "title", "text", "row"} <= lines[0]["hits"][0].keys()
 
 
+def test_search_command_heeds_lists(trained, tmp_path, capsys):
+    _, model_dir = trained
+    (tmp_path / "allow").write_text("d3\n\nd8\nd17\n")
+    (tmp_path / "deny").write_text("d8\n")
+    lists = ["--allow", str(tmp_path / "allow"), "--deny", str(tmp_path / "deny")]
+    assert search.main([str(model_dir), "number8", "--json", *lists]) == 0
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert sorted(hit["key"] for hit in hits) == ["d17", "d3"]
+    (tmp_path / "deny").write_text("d8\nnobody\n")
+    assert search.main([str(model_dir), "number8", *lists]) == 2
+    assert "deny has 1 of 2 keys that no document has, first 'nobody'" in capsys.readouterr().err
+    assert search.main([str(model_dir), "a", "--deny", "nowhere"]) == 2
+    assert "nowhere is no file; expected document keys" in capsys.readouterr().err
+
+
 def test_retriever_returns_every_document_when_asked(trained):
     _, model_dir = trained
     retriever = Retriever.load(model_dir)

@@ -197,6 +197,6 @@ def test_alive_bits_are_those_of_prefixes_of_allowed_documents(table, depth, dat
 
 def test_lists_of_allowed_documents_are_checked():
     trie = trie_lib.build_trie(make_table([[2], [3]], 4))
-    for bad in (np.ones(3, bool), np.ones(2, np.int32)):
+    for bad in (np.ones(1, bool), np.ones((1, 2), bool), np.ones(2, np.int32)):
         with pytest.raises(ValueError, match="expected a bool for each of the 2 documents"):
             filters.alive_bits(trie, bad)

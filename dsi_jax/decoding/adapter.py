@@ -1,4 +1,4 @@
-"""Beam search bound to a `dsi_jax.models.dsi.DSIModel`."""
+"""Search bound to a `dsi_jax.models.dsi.DSIModel`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,10 +6,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from dsi_jax.decoding.beam import BeamResult, DecodeFns, beam_search
 from dsi_jax.decoding.constraint import Constraint
+from dsi_jax.decoding.levels import DecodeFns
+from dsi_jax.decoding.result import BeamResult
+from dsi_jax.decoding.strategies import BeamSearch, Decoding
 
-SearchFn = Callable[[Any, Mapping[str, Any], Constraint], BeamResult]
+SearchFn = Callable[..., BeamResult]
 
 
 def for_model(model: nn.Module, params: Any) -> DecodeFns:
@@ -39,31 +41,38 @@ def for_model(model: nn.Module, params: Any) -> DecodeFns:
 
 
 def make_search(
-    model: nn.Module, *, beam_size: int, renormalize: bool = False, out_sharding: Any = None
+    model: nn.Module,
+    *,
+    beam_size: int,
+    decoding: Decoding = BeamSearch(),
+    out_sharding: Any = None,
 ) -> SearchFn:
-    """Jits encoding and beam search as one program.
+    """Jits encoding and search as one program.
 
     Args:
       model: a `DSIModel`.
       beam_size: M.
-      renormalize: see `beam_search`.
+      decoding: how docids are got from the decoder.
       out_sharding: where the result lies; None leaves it to the compiler.
 
     Returns:
-      ``search(params, batch, constraint) -> BeamResult``. ``batch`` is what ``model.encode``
-      takes. Keep ``constraint`` on the device (``jax.device_put``): it is an argument, so that
-      another table of the same shapes compiles nothing.
+      ``search(params, batch, constraint, draw=0) -> BeamResult``. ``batch`` is what
+      ``model.encode`` takes. Keep ``constraint`` on the device (``jax.device_put``): it is an
+      argument, so that another table of the same shapes compiles nothing. ``draw`` numbers the
+      searches of a strategy that is random.
     """
 
-    def search(params: Any, batch: Mapping[str, Any], constraint: Constraint) -> BeamResult:
+    def search(
+        params: Any, batch: Mapping[str, Any], constraint: Constraint, draw: jax.Array | int = 0
+    ) -> BeamResult:
         memory, mask = model.apply({"params": params}, batch, method="encode")
-        return beam_search(
+        return decoding(
             for_model(model, params),
             memory,
             mask,
             constraint=constraint,
             beam_size=beam_size,
-            renormalize=renormalize,
+            draw=draw,
         )
 
     return jax.jit(search, out_shardings=out_sharding)

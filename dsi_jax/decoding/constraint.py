@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dsi_jax.decoding import trie as trie_lib
+from dsi_jax.decoding.filters import DocumentSets
 from dsi_jax.docids.table import END_TOKEN, PAD_TOKEN
 
 _NARROW = 64  # levels of so few children are decoded as if they had as many as the widest of them
@@ -86,6 +87,12 @@ class Constraint(Protocol):
     def docids(self, state: Any, tokens_BxMxL: jax.Array) -> jax.Array:
         """The place among the trie's docids of each complete beam, int32 [B, M]; -1: it is none."""
 
+    def documents(self, place_BxM: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The number of the first document of each docid and how many it has, int32 [B, M]."""
+
+    def rows(self, document_BxM: jax.Array) -> jax.Array:
+        """The row of each document by its number, int32 [B, M]; some row where there is none."""
+
 
 @flax.struct.dataclass
 class TrieConstraint:
@@ -95,13 +102,12 @@ class TrieConstraint:
 
     Attributes:
       trie: the documents.
-      alive: None: all of them. Else uint32 [A, words], A sets of documents as
-        `dsi_jax.decoding.filters.alive_bits` makes them.
-      set_of_query: int32 [B], the set that each query may find; given with `alive`.
+      sets: None: all of them. Else sets of documents (`filters.document_sets`).
+      set_of_query: int32 [B], the set that each query may find; given with `sets`.
     """
 
     trie: trie_lib.Trie
-    alive: jax.Array | None = None
+    sets: DocumentSets | None = None
     set_of_query: jax.Array | None = None
 
     @property
@@ -139,8 +145,8 @@ class TrieConstraint:
             allowed_BxMxK = inside_BxMxK & _starts(token_BxMxK)
         else:
             allowed_BxMxK = inside_BxMxK
-        if self.alive is not None:
-            alive_BxMxK = self._alive(ids_BxMxK)
+        if self.sets is not None:
+            alive_BxMxK = self.allows(ids_BxMxK)
             if self._in_tails(span):
                 alive_BxMxK = _any_of_run(alive_BxMxK & inside_BxMxK, allowed_BxMxK)
             allowed_BxMxK &= alive_BxMxK
@@ -164,6 +170,24 @@ class TrieConstraint:
         del tokens_BxMxL  # the range holds the docid alone
         return state.low - self.trie.first_leaf
 
+    def documents(self, place_BxM: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if self.sets is None or self.sets.runs is None:
+            return trie_lib.run_of_docid(self.trie, place_BxM)
+        start_BxM = self._of_set(self.sets.runs, place_BxM)
+        return start_BxM, self._of_set(self.sets.runs, place_BxM + 1) - start_BxM
+
+    def rows(self, document_BxM: jax.Array) -> jax.Array:
+        if self.sets is None or self.sets.rows is None:
+            return trie_lib.rows_at(self.trie, document_BxM)
+        return self._of_set(self.sets.rows, document_BxM)
+
+    def allows(self, ids: jax.Array) -> jax.Array | bool:
+        """Whether each id, of the shape [B, ...], leads to a document that its query may find."""
+        if self.sets is None:
+            return True
+        words = self._of_set(self.sets.alive, ids >> 5)
+        return (words >> (ids & 31).astype(jnp.uint32)) & 1 == 1
+
     def _in_tails(self, span: Span) -> bool:
         return span.start >= self.trie.depth
 
@@ -174,11 +198,11 @@ class TrieConstraint:
         ids_BxMxK = state.low[..., None] + jnp.arange(span.width, dtype=jnp.int32)
         return ids_BxMxK, trie_lib.tokens_of(self.trie, ids_BxMxK, level, self._in_tails(span))
 
-    def _alive(self, ids_BxMxK: jax.Array) -> jax.Array:
-        """Whether each id leads to a document of the query's set."""
-        sets_BxMxK = jnp.broadcast_to(self.set_of_query[:, None, None], ids_BxMxK.shape)
-        words = jnp.asarray(self.alive).at[sets_BxMxK, ids_BxMxK >> 5].get(mode="clip")
-        return (words >> (ids_BxMxK & 31).astype(jnp.uint32)) & 1 == 1
+    def _of_set(self, array_AxI: jax.Array, index: jax.Array) -> jax.Array:
+        """What an array holds for each query's set at indices [B, ...]."""
+        set_of_query = self.set_of_query.reshape(-1, *[1] * (index.ndim - 1))
+        sets = jnp.broadcast_to(set_of_query, index.shape)
+        return jnp.asarray(array_AxI).at[sets, index].get(mode="clip")
 
 
 def _starts(token_BxMxK: jax.Array) -> jax.Array:
@@ -245,3 +269,9 @@ class Free:
     def docids(self, state: jax.Array, tokens_BxMxL: jax.Array) -> jax.Array:
         del state
         return trie_lib.lookup(self.trie, tokens_BxMxL)
+
+    def documents(self, place_BxM: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return trie_lib.run_of_docid(self.trie, place_BxM)
+
+    def rows(self, document_BxM: jax.Array) -> jax.Array:
+        return trie_lib.rows_at(self.trie, document_BxM)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from dsi_jax.allowed import check_allowed, num_queries
 from dsi_jax.dense import top_k
 from dsi_jax.dense.documents import DocumentInputs, SomeInputs
 from dsi_jax.dense.embedding import DocumentEmbedder
@@ -50,6 +51,7 @@ class DenseSearcher:
         if mesh is None:
             mesh = partitioning.one_device_mesh()
         self.beam_size, self._rows = beam_size, rows
+        self._num_rows = len(inputs)
         if rows is not None:
             inputs, store = SomeInputs(inputs, rows), None
         self._mesh, self._rules, self._num_documents = mesh, rules, len(inputs)
@@ -79,7 +81,11 @@ class DenseSearcher:
         self._embedded_by = [weakref.ref(leaf, self._forget) for leaf in leaves]
 
     def search(
-        self, params: Any, batch: Mapping[str, Any], beam_size: int | None = None
+        self,
+        params: Any,
+        batch: Mapping[str, Any],
+        beam_size: int | None = None,
+        allowed: np.ndarray | None = None,
     ) -> top_k.Ranking:
         """Rows, scores and validity [B, M] of a batch, still on the device.
 
@@ -87,7 +93,15 @@ class DenseSearcher:
           params: the parameters; with several devices, global arrays on the mesh.
           batch: NumPy arrays of the whole batch, the same on all processes.
           beam_size: M; None: that of the searcher.
+          allowed: bool [B, N], the rows that each query may find, or [1, N] for all queries; None:
+            all of them.
+
+        Raises:
+          ValueError: `allowed` has another shape.
         """
+        if allowed is not None:
+            check_allowed(allowed, num_queries(batch), self._num_rows)
+            allowed = allowed if self._rows is None else allowed[:, self._rows]
         for _ in self.prepare(params):
             pass
         queries = partitioning.place(dict(batch), partitioning.data_sharding(self._mesh))
@@ -98,6 +112,7 @@ class DenseSearcher:
                 self._embeddings,
                 self._num_documents,
                 self._rows,
+                allowed,
                 beam_size=min(beam_size or self.beam_size, self._num_documents),
             )
 
@@ -120,11 +135,14 @@ def _search(
     embeddings_PxNxE: jax.Array,
     num_documents: jax.Array,
     rows_N: jax.Array | None,
+    allowed_AxN: jax.Array | None,
     *,
     beam_size: int,
 ) -> top_k.Ranking:
     queries_BxE = model.apply({"params": params}, queries, method="encode_query")
-    found = top_k.exact_top_k(queries_BxE, embeddings_PxNxE, num_documents, k=beam_size, mesh=mesh)
+    found = top_k.exact_top_k(
+        queries_BxE, embeddings_PxNxE, num_documents, allowed_AxN, k=beam_size, mesh=mesh
+    )
     if rows_N is None:
         return found
     rows_BxM = jnp.where(found.valid, rows_N[found.rows], -1)

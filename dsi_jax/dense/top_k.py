@@ -33,6 +33,7 @@ def exact_top_k(
     queries_QxE: jax.Array,
     documents_PxNxE: jax.Array,
     num_documents: jax.Array | int,
+    allowed_AxN: jax.Array | None = None,
     *,
     k: int,
     mesh: Mesh,
@@ -47,16 +48,20 @@ def exact_top_k(
       documents_PxNxE: float [P, N, E]; P parts of the documents in the order of their rows, one
         for each part of the mesh's batch axes, on which it should lie (`data_sharding`).
       num_documents: how many documents are real; the last ones pad the parts to one length.
+      allowed_AxN: bool [Q, N], the documents that each query may find, or [1, N] for all queries;
+        None: all of them.
       k: documents a query.
       mesh: the mesh; of one device for plain arrays.
       chunk_size: documents of a part that are scored at a time.
     """
 
-    def rank_part(queries_QxE: jax.Array, part_1xNxE: jax.Array) -> Ranking:
+    def rank_part(
+        queries_QxE: jax.Array, part_1xNxE: jax.Array, allowed_AxN: jax.Array | None
+    ) -> Ranking:
         part_NxE = part_1xNxE[0]
         first_row = jax.lax.axis_index(BATCH_AXES) * len(part_NxE)
         scores_QxK, rows_QxK = _rank_chunks(
-            queries_QxE, part_NxE, first_row, num_documents, k, chunk_size
+            queries_QxE, part_NxE, first_row, num_documents, allowed_AxN, k, chunk_size
         )
         if mesh.size > 1:
             gathered = jax.lax.all_gather((scores_QxK, rows_QxK), BATCH_AXES, axis=1, tiled=True)
@@ -68,10 +73,10 @@ def exact_top_k(
     return jax.shard_map(
         rank_part,
         mesh=mesh,
-        in_specs=(whole, PartitionSpec(BATCH_AXES)),
+        in_specs=(whole, PartitionSpec(BATCH_AXES), whole),
         out_specs=Ranking(whole, whole, whole),
         check_vma=False,  # the result is the same everywhere, being merged from all parts
-    )(queries_QxE, documents_PxNxE)
+    )(queries_QxE, documents_PxNxE, allowed_AxN)
 
 
 def _rank_chunks(
@@ -79,6 +84,7 @@ def _rank_chunks(
     part_NxE: jax.Array,
     first_row: jax.Array,
     num_documents: jax.Array | int,
+    allowed_AxN: jax.Array | None,
     k: int,
     chunk_size: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -103,6 +109,8 @@ def _rank_chunks(
         local_C = start + jnp.arange(chunk_size)
         rows_C = (first_row + local_C).astype(jnp.int32)
         counts_C = (local_C >= chunk * chunk_size) & (rows_C < num_documents)
+        if allowed_AxN is not None:
+            counts_C = counts_C & jnp.take(allowed_AxN, rows_C, axis=1, mode="clip")
         scores_QxC = jnp.where(counts_C, scores_QxC, -jnp.inf)
         chunk_scores, places = jax.lax.top_k(scores_QxC, min(k, chunk_size))
         merged = (

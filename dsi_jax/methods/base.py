@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dsi_jax.decoding.beam import BeamResult
+from dsi_jax.decoding.result import BeamResult
+from dsi_jax.decoding.strategies import BeamSearch, Decoding
 from dsi_jax.dense.documents import AbsentImages, DocumentInputs, ImageInputs
 from dsi_jax.dense.store import EmbeddingStore
 from dsi_jax.dense.top_k import Ranking
@@ -107,7 +108,11 @@ class Ranker(Protocol):
         """Does what these parameters need before their first search, with pauses in between."""
 
     def search(
-        self, params: Any, batch: Mapping[str, Any], beam_size: int | None = None
+        self,
+        params: Any,
+        batch: Mapping[str, Any],
+        beam_size: int | None = None,
+        allowed: np.ndarray | None = None,
     ) -> BeamResult | Ranking:
         """Rows, scores and validity [B, M] of a batch, best first, still on the device.
 
@@ -115,6 +120,8 @@ class Ranker(Protocol):
           params: the parameters.
           batch: NumPy arrays of the whole batch, the same on all processes.
           beam_size: M; None: that of the ranker.
+          allowed: bool [B, N], the rows that each query may find, or [1, N] for all queries; None:
+            all of them.
         """
 
 
@@ -182,6 +189,7 @@ class Method(Protocol):
         mesh: Mesh | None = None,
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
         rows: np.ndarray | None = None,
+        decoding: Decoding = BeamSearch(),
     ) -> Ranker:
         """Ranks the collection's documents.
 
@@ -193,6 +201,7 @@ class Method(Protocol):
           mesh: where the parameters lie; None: on one device.
           rules: logical axis rules, fitted to the model; used with a mesh.
           rows: int [C], ascending, the documents that may be found; None: all. "free" heeds it not.
+          decoding: how docids are got from the decoder, where there is one.
 
         Raises:
           ValueError: the model cannot rank so.

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dsi_jax.decoding.strategies import BeamSearch, Decoding
 from dsi_jax.dense.documents import DocumentInputs, ImageInputs
 from dsi_jax.dense.searcher import DenseSearcher
 from dsi_jax.methods.base import Collection, Stream
@@ -51,12 +52,18 @@ class Dense:
         mesh: Mesh | None = None,
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
         rows: np.ndarray | None = None,
+        decoding: Decoding = BeamSearch(),
     ) -> DenseSearcher:
         """See `base.Method`."""
         if constraint != "trie":
             raise ValueError(
                 f"CONSTRAINT is {constraint!r}; {self.who_ranks} documents and nothing else: "
                 "expected 'trie'"
+            )
+        if decoding != BeamSearch():
+            raise ValueError(
+                f"DECODING is {decoding}; {self.who_ranks} documents and decode nothing: expected "
+                f"{BeamSearch()}"
             )
         return DenseSearcher(
             model,

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from dsi_jax import checks
 from dsi_jax import searcher as searcher_lib
+from dsi_jax.decoding.strategies import BeamSearch, Decoding
 from dsi_jax.docids import text_space
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.methods.base import Collection, Stream
@@ -99,6 +100,7 @@ class DSI:
         mesh: Mesh | None = None,
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
         rows: np.ndarray | None = None,
+        decoding: Decoding = BeamSearch(),
     ) -> searcher_lib.Searcher:
         """See `base.Method`."""
         return searcher_lib.Searcher(
@@ -109,4 +111,5 @@ class DSI:
             mesh=mesh,
             rules=rules,
             rows=rows,
+            decoding=decoding,
         )

@@ -1,0 +1,227 @@
+"""Decoding level by level: what beam search and sampling have in common.
+
+The first step decodes one beam, and beams multiply only as fast as whoever picks among the
+candidates lets them: these levels are programs of their own. Once there are as many beams as there
+will be, levels of like width are one program in a loop, so that the time to compile does not grow
+with L. Trace it under one ``jit`` with the model (`dsi_jax.decoding.adapter.make_search`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from dsi_jax.decoding.constraint import Candidates, Constraint, Span
+from dsi_jax.docids.table import PAD_TOKEN
+
+
+class DecodeFns(NamedTuple):
+    """A decoder as two functions with its parameters bound.
+
+    Attributes:
+      init_cache: ``(memory, mask, num_beams, length) -> cache``, a mapping. Leaves under
+        ``cache['self']`` have the beams on axis 1 and follow them; all others are shared by the
+        beams of a query and left alone.
+      step: ``(cache, tokens int32 [B, M], position int32 []) -> (logits [B, M, V], cache)``,
+        where ``tokens`` are the decoder's inputs at ``position``, 0 (pad) at the first.
+    """
+
+    init_cache: Callable[[Any, Any, int, int], dict[str, Any]]
+    step: Callable[[dict[str, Any], jax.Array, jax.Array], tuple[jax.Array, dict[str, Any]]]
+
+
+class Beams(NamedTuple):
+    """The beams between two levels; ``live`` says which exist, never a score of -inf."""
+
+    scores: jax.Array  # float32 [B, M], 0 where not live
+    live: jax.Array  # bool [B, M]
+    last: jax.Array  # int32 [B, M], the token that the decoder reads next
+    tokens: jax.Array  # int32 [B, M, L], pads where not decoded yet
+    state: Any  # the constraint's
+    parent: jax.Array  # int32 [B, M], the beam of the level before that each extends
+
+
+class Level(NamedTuple):
+    """One level's candidates for the beams.
+
+    Attributes:
+      span: the span that the level is of.
+      number: the level; may be traced.
+      beams: what they extend.
+      candidates: the constraint's.
+      scores: float32 [B, M, K], of the beam and the candidate; finite, also where not allowed.
+      constraint: the constraint.
+    """
+
+    span: Span
+    number: jax.Array | int
+    beams: Beams
+    candidates: Candidates
+    scores: jax.Array
+    constraint: Constraint
+
+
+class Picker(Protocol):
+    """Picks the candidates that become the next beams."""
+
+    def width(self, num_beams: int, num_children: int) -> int:
+        """The beams after a level of which there were `num_beams`, each with so many children."""
+
+    def __call__(self, level: Level, extra: Any) -> tuple[Beams, Any]:
+        """The next beams, see `extend`, and whatever else is carried from level to level."""
+
+
+def decode_levels(
+    decode: DecodeFns,
+    memory: Any,
+    mask: jax.Array,
+    *,
+    constraint: Constraint,
+    pick: Picker,
+    extra: Any = None,
+    renormalize: bool = False,
+) -> tuple[Beams, Any]:
+    """Decodes all levels.
+
+    Args:
+      decode: the decoder.
+      memory: the encoded queries, handed to ``decode.init_cache``; usually float [B, S, D].
+      mask: bool [B, S], which memory positions are real.
+      constraint: the allowed docids; gives L.
+      pick: says which candidates become beams.
+      extra: what `pick` carries from level to level, before the first.
+      renormalize: divide probabilities among the allowed children of a beam instead of the whole
+        vocabulary.
+
+    Returns:
+      The beams after the last level, and what `pick` carried.
+
+    Raises:
+      ValueError: the decoder's logits and the constraint differ in their vocabulary size.
+    """
+
+    def decode_level(span: Span, number: jax.Array | int, carry: tuple) -> tuple:
+        beams, cache, extra = carry
+        cache = {**cache, "self": follow(cache["self"], beams.parent)}
+        logits_BxMxV, cache = next_logits(decode, cache, beams.last, number, constraint)
+        candidates = constraint.expand(span, number, beams.state, logits_BxMxV)
+        log_probs_BxMxK = _log_probs(candidates, logits_BxMxV, renormalize)
+        scores_BxMxK = beams.scores[..., None] + log_probs_BxMxK
+        level = Level(span, number, beams, candidates, scores_BxMxK, constraint)
+        beams, extra = pick(level, extra)
+        return beams, cache, extra
+
+    cache = decode.init_cache(memory, mask, 1, constraint.length)
+    carry = _one_empty_beam(mask.shape[0], constraint), cache, extra
+    for span in constraint.spans:
+        number = span.start
+        while number < span.stop and _grows(pick, carry[0], span):
+            carry = decode_level(span, number, carry)
+            number += 1
+        if number + 1 == span.stop:  # a loop of one level would copy the cache for nothing
+            carry = decode_level(span, number, carry)
+        elif number < span.stop:
+            body = functools.partial(decode_level, span)
+            carry = jax.lax.fori_loop(number, span.stop, body, _caught_up(*carry))
+    beams, _, extra = carry
+    return beams, extra
+
+
+def next_logits(
+    decode: DecodeFns,
+    cache: dict[str, Any],
+    last_BxM: jax.Array,
+    number: jax.Array | int,
+    constraint: Constraint,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """The logits of a level, float32 [B, M, V], and the cache after it.
+
+    Raises:
+      ValueError: the decoder's logits and the constraint differ in their vocabulary size.
+    """
+    logits_BxMxV, cache = decode.step(cache, last_BxM, jnp.int32(number))
+    if logits_BxMxV.shape[-1] < constraint.vocab_size:
+        raise ValueError(
+            f"the decoder's logits have a vocabulary of {logits_BxMxV.shape[-1]}; expected the "
+            f"docid table's {constraint.vocab_size}, or a padded one"
+        )
+    return logits_BxMxV.astype(jnp.float32), cache
+
+
+def best_candidates(level: Level, most: int) -> Beams:
+    """The best candidates of each query, at most so many, as beams; best first."""
+    exists = (level.candidates.allowed & level.beams.live[..., None]).reshape(len(level.scores), -1)
+    scores = jnp.where(exists, level.scores.reshape(exists.shape), -jnp.inf)
+    _, index = jax.lax.top_k(scores, min(most, exists.shape[1]))
+    return extend(level, index, jnp.take_along_axis(exists, index, axis=1, mode="clip"))
+
+
+def extend(level: Level, index_BxW: jax.Array, live_BxW: jax.Array) -> Beams:
+    """The beams that candidates become.
+
+    Args:
+      level: the level.
+      index_BxW: int32, among all candidates of a query, M times K.
+      live_BxW: bool, which of these candidates there are.
+    """
+    batch_size, _, num_children = level.scores.shape
+    parent, choice = index_BxW // num_children, index_BxW % num_children
+    tokens, state = follow((level.beams.tokens, level.beams.state), parent)
+    token, state = level.constraint.advance(level.span, level.number, state, choice)
+    scores = jnp.take_along_axis(
+        level.scores.reshape(batch_size, -1), index_BxW, axis=1, mode="clip"
+    )
+    return Beams(
+        scores=jnp.where(live_BxW, scores, 0.0),
+        live=live_BxW,
+        last=token,
+        tokens=tokens.at[:, :, level.number].set(token),
+        state=state,
+        parent=parent,
+    )
+
+
+def follow(tree: Any, parent_BxM: jax.Array) -> Any:
+    """Each leaf [B, M', ...] reordered along its beams, to [B, M, ...]."""
+    return jax.tree.map(
+        lambda leaf: jax.vmap(lambda x, i: jnp.take(x, i, axis=0, mode="clip"))(leaf, parent_BxM),
+        tree,
+    )
+
+
+def _one_empty_beam(batch_size: int, constraint: Constraint) -> Beams:
+    return Beams(
+        scores=jnp.zeros((batch_size, 1), jnp.float32),
+        live=jnp.ones((batch_size, 1), bool),
+        last=jnp.full((batch_size, 1), PAD_TOKEN, jnp.int32),
+        tokens=jnp.full((batch_size, 1, constraint.length), PAD_TOKEN, jnp.int32),
+        state=constraint.start(batch_size),
+        parent=jnp.zeros((batch_size, 1), jnp.int32),
+    )
+
+
+def _grows(pick: Picker, beams: Beams, span: Span) -> bool:
+    """Whether there are more beams after the next level than before."""
+    num_beams = beams.last.shape[1]
+    return pick.width(num_beams, span.width) > num_beams
+
+
+def _caught_up(beams: Beams, cache: dict[str, Any], extra: Any) -> tuple:
+    """The same, with a cache that has as many beams as there are."""
+    own = jnp.broadcast_to(jnp.arange(beams.parent.shape[1], dtype=jnp.int32), beams.parent.shape)
+    cache = {**cache, "self": follow(cache["self"], beams.parent)}
+    return beams._replace(parent=own), cache, extra
+
+
+def _log_probs(candidates: Candidates, logits_BxMxV: jax.Array, renormalize: bool) -> jax.Array:
+    """float32 [B, M, K]: each candidate's log-probability; finite, also where not allowed."""
+    if renormalize:
+        some_BxMx1 = candidates.allowed.any(-1, keepdims=True)
+        normalizer_BxMx1 = jax.nn.logsumexp(
+            candidates.logits, axis=-1, keepdims=True, where=candidates.allowed | ~some_BxMx1
+        )
+    else:
+        normalizer_BxMx1 = jax.nn.logsumexp(logits_BxMxV, axis=-1, keepdims=True)
+    return jnp.where(candidates.forced, 0.0, candidates.logits - normalizer_BxMx1)
