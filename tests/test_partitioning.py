@@ -71,6 +71,7 @@ def test_a_mesh_leaves_shardings_to_the_compiler():
     [
         ("eight_devices", ""),
         ("eight_devices_dense", ""),
+        ("eight_devices_decoding", ""),
         ("eight_devices_meshes", "not images"),
         ("eight_devices_meshes", "images"),
     ],

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from dsi_jax.decoding import finished as finished_lib
-from dsi_jax.decoding.constraint import Constraint
+from dsi_jax.decoding.atomic import atomic_search
+from dsi_jax.decoding.constraint import Constraint, TrieConstraint
 from dsi_jax.decoding.levels import Beams, DecodeFns, Level, best_candidates, decode_levels
 from dsi_jax.decoding.result import BeamResult, Docids, documents_of
 
@@ -53,7 +54,17 @@ def beam_search(
     if beam_size < 1:
         raise ValueError(f"beam_size is {beam_size}; expected at least 1")
     num_results = beam_size if num_results is None else num_results
-    if finished is None:
+    if constraint.length == 1 and isinstance(constraint, TrieConstraint):
+        # Whatever is done about finished docids, all end here.
+        docids = atomic_search(
+            decode,
+            memory,
+            mask,
+            constraint=constraint,
+            beam_size=beam_size,
+            renormalize=renormalize,
+        )
+    elif finished is None:
         beams, _ = decode_levels(
             decode,
             memory,
