@@ -110,6 +110,39 @@ def resize_and_crop(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
+def on_canvas(image: Image.Image, size: int, canvas: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `resize_and_crop` reads of an image, for `pixels.squares` to resize.
+
+    Where that does not fit, the image is first reduced by the least whole factor that makes it fit;
+    what comes out is then but near to `resize_and_crop`.
+
+    Args:
+      image: in RGB.
+      size: of the square to come.
+      canvas: pixels a side, at least twice `size`: a reduced image is larger than the square.
+
+    Returns:
+      uint8 [canvas, canvas, 3], the image in its upper left corner, and its frame float32 [2, 3].
+    """
+    lengths = np.array([image.height, image.width])
+    factor = 1
+    while True:
+        scales = lengths / factor / resized_shape(image.height, image.width, size)
+        begins = (np.array(resized_shape(image.height, image.width, size)) - size) // 2 * scales
+        margins = 2 * np.maximum(scales, 1) + 1  # how far the kernel reaches
+        firsts = np.maximum(np.floor(begins - margins), 0).astype(int)
+        ends = np.ceil(np.minimum(begins + size * scales + margins, lengths / factor)).astype(int)
+        if (ends - firsts).max() <= canvas:
+            break
+        factor += 1
+    (top, left), (bottom, right) = firsts * factor, np.minimum(ends * factor, lengths)
+    part = image.crop((left, top, right, bottom)).reduce(factor)
+    pixels_YxXx3 = np.zeros((canvas, canvas, 3), np.uint8)
+    pixels_YxXx3[: part.height, : part.width] = part
+    frame_2x3 = np.stack([begins - firsts, size * scales, ends - firsts], axis=1)
+    return pixels_YxXx3, frame_2x3.astype(np.float32)
+
+
 def _decode(
     source: str | Path | bytes, background: Colour | None, draft: bool = False
 ) -> Image.Image:

@@ -29,18 +29,23 @@ class Inputs:
       tokenizer: of the texts.
       lengths: `lengths["inputs"]` is S, the tokens kept of a text.
       image_size: pixels a side of an image; None: the model reads none.
+      image_canvas: pixels a side of what the model resizes; None: images are resized here.
 
     Raises:
       ValueError: S is not given, or not positive.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, lengths: Mapping[str, int], image_size: int | None = None
+        self,
+        tokenizer: Tokenizer,
+        lengths: Mapping[str, int],
+        image_size: int | None = None,
+        image_canvas: int | None = None,
     ) -> None:
         if lengths.get("inputs", 0) < 1:
             raise ValueError(f"feature_lengths is {dict(lengths)}; expected a positive 'inputs'")
         self.tokenizer, self.length = tokenizer, lengths["inputs"]
-        self._reader = None if image_size is None else PixelReader(image_size)
+        self._reader = None if image_size is None else PixelReader(image_size, image_canvas)
 
     def texts(self, texts: np.ndarray | Sequence[str | bytes]) -> Stream:
         """{"tokens": int32 [B, S], "mask": bool [B, S]} of B texts, or of token ids [B, S']."""
@@ -52,7 +57,7 @@ class Inputs:
         return {"tokens": tokens_BxS, "mask": tokens_BxS != 0}
 
     def images(self, sources: Sequence[str | Path | bytes]) -> Stream:
-        """{"pixels": uint8 [B, Y, X, 3]} of B image files, or the bytes of such.
+        """What the model reads of B image files, or the bytes of such; see `PixelReader`.
 
         Raises:
           ValueError: the model reads no images.
@@ -60,7 +65,7 @@ class Inputs:
         """
         if self._reader is None:
             raise ValueError("this model reads texts alone; found images")
-        return {"pixels": self._reader(sources)}
+        return self._reader(sources)
 
     def stream(self, modality: str, values: np.ndarray) -> Stream:
         """The stream of B texts or token ids ("text") or encoded images ("image")."""
@@ -80,8 +85,7 @@ class Inputs:
         if size := sizes.get(IMAGE):
             if self._reader is None:
                 raise ValueError("the tasks have images, and the model has no encoder of images")
-            side = self._reader.size
-            shapes[IMAGE] = {"pixels": jax.ShapeDtypeStruct((size, side, side, 3), np.uint8)}
+            shapes[IMAGE] = self._reader.shapes(size)
         return shapes
 
 
@@ -89,33 +93,61 @@ class PixelReader:
     """Decodes images on all cores, and remembers the pixels of those it met last.
 
     Args:
-      size: Y = X, pixels a side.
+      size: S, pixels a side of what encoders read.
+      canvas: pixels a side of what the device resizes to that; None: it is resized here.
       cache_bytes: of remembered pixels, at most.
+
+    Raises:
+      ValueError: the canvas is less than twice the size.
     """
 
-    def __init__(self, size: int, cache_bytes: int = _CACHE_BYTES) -> None:
-        self.size = size
-        self._kept = cache_bytes // (size * size * 3)
-        self._cache: OrderedDict[Any, np.ndarray] = OrderedDict()
+    def __init__(
+        self, size: int, canvas: int | None = None, *, cache_bytes: int = _CACHE_BYTES
+    ) -> None:
+        if canvas is not None and canvas < 2 * size:
+            raise ValueError(
+                f"IMAGE_CANVAS is {canvas}; expected at least twice the {size} pixels of an image"
+            )
+        self._size, self._canvas = size, canvas
+        self._side = canvas or size
+        self._kept = cache_bytes // (self._side * self._side * 3)
+        self._cache: OrderedDict[Any, Stream] = OrderedDict()
 
-    def __call__(self, sources: Sequence[str | Path | bytes]) -> np.ndarray:
-        """uint8 [B, Y, X, 3] of B images, see `images.read`."""
+    def shapes(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """ShapeDtypeStructs of so many images."""
+        shape = (count, self._side, self._side, 3)
+        shapes = {"pixels": jax.ShapeDtypeStruct(shape, np.uint8)}
+        if self._canvas is not None:
+            shapes["frames"] = jax.ShapeDtypeStruct((count, 2, 3), np.float32)
+        return shapes
+
+    def _read(self, source: str | Path | bytes) -> Stream:
+        if self._canvas is None:
+            return {"pixels": images.read(source, self._size)}
+        pixels, frame = images.on_canvas(images.decode(source), self._size, self._canvas)
+        return {"pixels": pixels, "frames": frame}
+
+    def __call__(self, sources: Sequence[str | Path | bytes]) -> Stream:
+        """B images, {"pixels": uint8 [B, S, S, 3]} or, on canvases, as `dsi_jax.pixels` says.
+
+        Raises:
+          FileNotFoundError, images.ImageError: as `images.decode`.
+        """
         keys = [_key(source) for source in sources]
         # Several of one image in a batch are decoded once.
         missing = {k: s for k, s in zip(keys, sources, strict=True) if k not in self._cache}
-        read = functools.partial(images.read, size=self.size)
-        decoded = dict(zip(missing, _pool().map(read, missing.values()), strict=True))
-        pixels = []
+        decoded = dict(zip(missing, _pool().map(self._read, missing.values()), strict=True))
+        read = []
         for key in keys:
             found = decoded.get(key)
             if found is None:
                 found = self._cache[key]
             self._cache[key] = found
             self._cache.move_to_end(key)
-            pixels.append(found)
+            read.append(found)
         while len(self._cache) > self._kept:
             self._cache.popitem(last=False)
-        return np.stack(pixels)
+        return {name: np.stack([one[name] for one in read]) for name in read[0]}
 
 
 def pad_rows(tree: Any, size: int) -> Any:

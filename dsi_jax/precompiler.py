@@ -166,7 +166,11 @@ def _inputs(config: TrainConfig, table: DocidTable, mesh: Mesh) -> _Inputs:
     if clip is not None:
         config = dataclasses.replace(config, method=clip.suit(config.method))
     image_size = towers and towers.image and towers.image.image_size
-    collection = Collection(table, None, tokenizer, lengths, image_size=image_size)
+    collection = Collection(
+        *(table, None, tokenizer, lengths),
+        image_size=image_size,
+        image_canvas=config.image_canvas,
+    )
     strategy = strategies.Strategy(
         config.sources.indexing_strategy, first_sentinel=text_space.first_sentinel(tokenizer)
     )

@@ -125,12 +125,18 @@ class Prepared:
     mixture_or_task_name: str
     embeddings: np.ndarray | None = None
 
-    def collection(self, lengths: Mapping[str, int], image_size: int | None = None) -> Collection:
+    def collection(
+        self,
+        lengths: Mapping[str, int],
+        image_size: int | None = None,
+        image_canvas: int | None = None,
+    ) -> Collection:
         """The documents as a method reads them.
 
         Args:
           lengths: tokens of each feature.
           image_size: pixels a side of images; None: the model reads none.
+          image_canvas: pixels a side of what the model resizes to that; None: the host resizes.
         """
         corpus = self.corpus
         texts = images = None
@@ -139,7 +145,10 @@ class Prepared:
         elif corpus is not None:
             texts = documents_lib.FullTexts(corpus.titles, corpus.texts)
         return Collection(
-            self.table, texts, self.tokenizer, lengths, images=images, image_size=image_size
+            *(self.table, texts, self.tokenizer, lengths),
+            images=images,
+            image_size=image_size,
+            image_canvas=image_canvas,
         )
 
     def lines(self) -> tuple[str, ...]:

@@ -147,6 +147,7 @@ class Retriever:
                 tokenizer=tokenizers.from_spec(metadata["tokenizer"]),
                 lengths=metadata["task_feature_lengths"],
                 image_size=metadata.get("image_size"),
+                image_canvas=metadata.get("image_canvas"),
                 store=EmbeddingStore(model_dir / "embeddings", checkpoints.fingerprint(directory)),
             ),
             documents=documents,

@@ -105,6 +105,8 @@ class TrainConfig:
       image_encoder: likewise of a tower for images; None: there are no images.
       encoder_memory: what the decoder attends to of a tower, "pooled", "states" or "both".
       image_size: pixels a side; None: the tower's own. Position embeddings are interpolated.
+      image_canvas: pixels a side of what is sent to the devices, which resize it to those of the
+        tower; at least twice as many. None: the hosts resize.
       augmentation: weak, of the images that look for documents in training; None: none.
       baseline: another method that is trained for as many steps on the same pairs and evaluated
         beside this one, in MODEL_DIR/baseline; None: none.
@@ -144,6 +146,7 @@ class TrainConfig:
     image_encoder: ClipVisionConfig | None = None
     encoder_memory: str = "both"
     image_size: int | None = None
+    image_canvas: int | None = None
     augmentation: Augmentation | None = None
     baseline: Method | None = None
     baseline_steps: int | None = None
@@ -234,6 +237,7 @@ def check(config: TrainConfig) -> None:
         EVAL_PERIOD=periods.evaluate,
         EVAL_STEPS=periods.eval_steps,
         IMAGE_SIZE=config.image_size,
+        IMAGE_CANVAS=config.image_canvas,
         BASELINE_STEPS=config.baseline_steps,
     )
     if config.encoder_memory not in towers_lib.MEMORIES:
@@ -321,7 +325,8 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
     vocab_size = stored.vocab_size if stored else text_vocab_size(prepared.tokenizer)
     t5 = dataclasses.replace(with_options(given or size.model, config), vocab_size=vocab_size)
 
-    collection = prepared.collection(lengths, towers and towers.image and towers.image.image_size)
+    image_size = towers and towers.image and towers.image.image_size
+    collection = prepared.collection(lengths, image_size, config.image_canvas)
     stream = _stream(config, prepared, collection, mesh, batch_size)
     towers = fitting(towers, stream, prepared.tokenizer, lengths["inputs"])
     model = config.method.new_model(t5, prepared.table, towers)
@@ -512,4 +517,5 @@ def _metadata(
         "docid_kind": collection.table.kind,
         "task_feature_lengths": dict(collection.lengths),
         "image_size": collection.image_size,
+        "image_canvas": collection.image_canvas,
     }

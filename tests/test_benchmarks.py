@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import (
     beam_scaling,
@@ -18,6 +19,7 @@ from benchmarks import (
     docid_kmeans,
     filter,
     gpu_check,
+    image_input,
     index_build,
     index_swap,
     made_docids,
@@ -365,3 +367,19 @@ def test_what_fails_is_a_line_and_the_rest_goes_on(monkeypatch, capsys):
         ("right", True),
     ]
     assert lines[0]["error"] == "MemoryError: no room"
+
+
+def test_image_input(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for index, shape in enumerate([(40, 50, 3), (300, 30, 3), (90, 90, 3)]):
+        pixels = Image.fromarray(rng.integers(64, 192, shape, np.uint8))
+        pixels.save(tmp_path / f"{index}.jpg")
+    options = ["--size", "16", "--canvas", "64", "--rounds", "3", "--images", str(tmp_path)]
+    assert image_input.main(options) == 0
+    on_host, on_device = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (on_host["images"], on_host["host_bytes"], on_host["canvas_bytes"]) == (3, 768, 12_288)
+    assert on_host["differing"] <= 1  # of 90 x 90, which do not fit
+    assert on_device["p50_s"] > 0
+    with pytest.raises(SystemExit, match="peer: 1 of 2 images differ by more than 1 / 255"):
+        pixels = np.zeros((2, 4, 4, 3), np.uint8)
+        image_input.check("peer", pixels, pixels + np.array([0, 2]).reshape(2, 1, 1, 1))

@@ -25,6 +25,7 @@ from dsi_jax.models.clip import ClipVisionTransformer
 from dsi_jax.models.clip_config import ClipVisionConfig
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.models.t5 import T5Config
+from dsi_jax.retriever import Retriever
 from dsi_jax.training import checkpoints
 from tests.small_images import NUM_IMAGES, write_clip_tokenizer, write_pictures
 
@@ -472,9 +473,15 @@ def test_vocabulary_is_that_of_the_clip(base, clip, tmp_path, capsys):
 
 
 def test_images_alone_are_not_searched_by_words(base, tmp_path, capsys):
+    """Images which the device resizes: search, too, keeps to that."""
     pictures, _ = write_pictures(tmp_path / "wordless")
     options = [f"--gin.IMAGES={pictures}", "--gin.CAPTIONS=None", "--gin.TRAIN_STEPS=1"]
+    small = own(base, tmp_path / "m", *options, "--gin.IMAGE_CANVAS=31", "--dry_run")
+    refuses(capsys, "IMAGE_CANVAS is 31; expected at least twice the 16 pixels of an image", small)
+    options.append("--gin.IMAGE_CANVAS=40")
     assert train.main(own(base, tmp_path / "m", *options, UNEVALUATED)) == 0
+    inputs = Retriever.load(tmp_path / "m").collection.inputs
+    assert inputs.shapes({"image": 1})["image"]["pixels"].shape == (1, 40, 40, 3)
     assert search.main([str(tmp_path / "m"), "--image", str(pictures / "red_disc.png")]) == 0
     message = "the index was not trained with texts and cannot read them"
     refuses(capsys, message, [str(tmp_path / "m"), "a red disc"], search.main)

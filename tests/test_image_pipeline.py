@@ -18,6 +18,7 @@ from dsi_jax.docids.atomic import Atomic
 from dsi_jax.evaluator import Evaluator, Predictor, Target
 from dsi_jax.inputs import Inputs, PixelReader
 from dsi_jax.methods.base import Collection
+from dsi_jax.pixels import squares
 from dsi_jax.tokenizers import ByteTokenizer
 from tests.resuming import assert_resumes_again_and_again
 from tests.small_images import COLOURS, NUM_IMAGES, SHAPES, SIDE, draw, write_pictures
@@ -198,6 +199,20 @@ def test_files_and_bytes_give_the_pixels_of_the_reader(corpus):
         np.testing.assert_array_equal(inputs.images(sources)["pixels"], expected)
 
 
+def test_canvases_are_read_for_the_device_to_resize(corpus):
+    inputs = Inputs(ByteTokenizer(), LENGTHS, SIDE // 2, image_canvas=SIDE)
+    files = list(corpus.images)
+    found = inputs.images(files)
+    shapes = inputs.shapes({"image": len(files)})["image"]
+    assert {k: (v.shape, v.dtype) for k, v in found.items()} == {
+        k: (v.shape, v.dtype) for k, v in shapes.items()
+    }
+    expected = np.stack([images.read(file, SIDE // 2) for file in files])
+    assert abs(squares(found, SIDE // 2) - expected.astype(int)).max() <= 1
+    with pytest.raises(ValueError, match="IMAGE_CANVAS is 15; expected at least twice the 8 pixel"):
+        PixelReader(8, 15)
+
+
 def test_remembered_pixels_are_bounded_and_right(corpus, monkeypatch):
     reader = PixelReader(SIDE, cache_bytes=4 * SIDE * SIDE * 3)
     files = list(corpus.images)
@@ -208,7 +223,7 @@ def test_remembered_pixels_are_bounded_and_right(corpus, monkeypatch):
 
     def ask(rows) -> list:
         decoded.clear()
-        found = reader([files[row] for row in rows])
+        found = reader([files[row] for row in rows])["pixels"]
         np.testing.assert_array_equal(found, np.stack([expected[files[row]] for row in rows]))
         return sorted(files.index(file) for file in decoded)
 

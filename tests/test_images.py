@@ -1,5 +1,6 @@
 """Preprocessing of images against transformers' processor, odd files, augmentation."""
 
+import functools
 import io
 import warnings
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -60,12 +61,53 @@ def test_normalised_pixels_equal_transformers(photographs) -> None:
     )
 
 
-def test_resizing_on_the_accelerator_equals_pillow(photographs) -> None:
-    for path in photographs[:6]:
-        image = images.decode(path)
-        found = pixels.resize_and_crop(np.asarray(image)[None], 64)[0]
-        difference = found.astype(int) - images.resize_and_crop(image, 64).astype(int)
-        assert abs(difference).max() <= 1
+squares = jax.jit(pixels.squares, static_argnums=1)
+
+
+def on_canvases(pictures: list[Image.Image], size: int, canvas: int) -> dict[str, np.ndarray]:
+    found = zip(*(images.on_canvas(picture, size, canvas) for picture in pictures), strict=True)
+    return dict(zip(("pixels", "frames"), map(np.stack, found), strict=True))
+
+
+def resized(pictures: list[Image.Image], size: int) -> np.ndarray:
+    return np.stack([images.resize_and_crop(picture, size) for picture in pictures]).astype(int)
+
+
+def test_photographs_resized_on_the_accelerator_equal_pillow(photographs) -> None:
+    pictures = [images.decode(path) for path in photographs[:12]]
+    assert len({picture.size for picture in pictures}) > 3
+    sent = on_canvases(pictures, 224, 640)
+    assert sent["pixels"].shape == (12, 640, 640, 3) and sent["pixels"].dtype == np.uint8
+    found = squares(sent, 224)
+    assert found.dtype == jnp.uint8 and found.shape == (12, 224, 224, 3)
+    assert abs(found - resized(pictures, 224)).max() <= 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(width=st.integers(2, 200), height=st.integers(2, 200), seed=st.integers(0, 99))
+def test_any_image_that_fits_is_resized_as_by_pillow(width: int, height: int, seed: int) -> None:
+    """A shorter side of up to 80 pixels leaves room for the kernel.
+
+    Noise whose overshoots stay within a byte: where they are cut, it matters which of rows and
+    columns are resized first, and that Pillow decides by the sizes.
+    """
+    assume(min(width, height) <= 80)
+    rng = np.random.default_rng(seed)
+    picture = Image.fromarray(rng.integers(48, 208, (height, width, 3), np.uint8))
+    found = squares(on_canvases([picture], 30, 96), 30)
+    assert abs(found - resized([picture], 30)).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(97, 97), (300, 200), (191, 700), (1000, 1003)])
+def test_larger_images_are_reduced_and_keep_their_places(shape: tuple[int, int]) -> None:
+    """The colours of the image are its coordinates: a shift by a pixel of it would be seen."""
+    down, across = (np.linspace(0, 255, length) for length in shape)
+    colours = np.stack(np.broadcast_arrays(down[:, None], across, 128.0), axis=-1)
+    picture = Image.fromarray(np.round(colours).astype(np.uint8))
+    sent = on_canvases([picture], 30, 64)
+    assert sent["pixels"].shape == (1, 64, 64, 3)
+    assert 30 <= sent["frames"][0, :, 1].min() <= sent["frames"][0, :, 1].max() <= 64
+    assert abs(squares(sent, 30) - resized([picture], 30)).max() <= 2
 
 
 @settings(deadline=None, max_examples=60)
@@ -199,8 +241,13 @@ def batch() -> np.ndarray:
     return np.asarray(jax.image.resize(small, (5, SIZE, SIZE, 3), "nearest"))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def views_of(augmentation: Augmentation, key: jax.Array, squares: np.ndarray) -> jax.Array:
+    return pixels.squares(augmentation(key, {"pixels": squares}), squares.shape[1])
+
+
 def test_augmentation_is_a_function_of_the_key(batch) -> None:
-    augment = jax.jit(Augmentation())
+    augment = functools.partial(views_of, Augmentation())
     first, again, other = (augment(jax.random.key(seed), batch) for seed in (0, 0, 1))
     assert first.dtype == jnp.uint8 and first.shape == batch.shape
     np.testing.assert_array_equal(first, again)
@@ -210,12 +257,12 @@ def test_augmentation_is_a_function_of_the_key(batch) -> None:
 
 
 def test_augmentation_of_everything_changes_nothing(batch) -> None:
-    found = Augmentation(crop_scale=(1.0, 1.0))(jax.random.key(0), batch)
+    found = views_of(Augmentation(crop_scale=(1.0, 1.0)), jax.random.key(0), batch)
     np.testing.assert_array_equal(found, batch)
 
 
 def test_flips_are_asked_for(batch) -> None:
-    augment = Augmentation(crop_scale=(1.0, 1.0), flip=True)
+    augment = functools.partial(views_of, Augmentation(crop_scale=(1.0, 1.0), flip=True))
     flipped = 0
     for seed in range(20):
         for view, image in zip(augment(jax.random.key(seed), batch), batch, strict=True):
@@ -234,7 +281,7 @@ def test_views_are_crops_of_the_asked_area(scale) -> None:
         [np.broadcast_to(ramp[:, None], (size, size)), np.broadcast_to(ramp, (size, size)),
          np.zeros((size, size))], axis=-1,
     ).astype(np.uint8)  # fmt: skip
-    views = Augmentation(scale)(jax.random.key(3), np.stack([image] * 64))
+    views = views_of(Augmentation(scale), jax.random.key(3), np.stack([image] * 64))
     views = np.asarray(views).astype(float)
     inner = slice(8, -8)  # away from the edges, where the kernel is cut
     tall = (views[:, -9, 32, 0] - views[:, 8, 32, 0]) / (ramp[-9] - ramp[8])
@@ -253,7 +300,20 @@ def test_augmentation_names_what_is_wrong() -> None:
         with pytest.raises(ValueError, match=r"crop_scale is .*; expected two fractions"):
             Augmentation(scale)
     with pytest.raises(ValueError, match="images to augment are 4 x 6; expected squares"):
-        Augmentation()(jax.random.key(0), np.zeros((1, 4, 6, 3), np.uint8))
+        Augmentation()(jax.random.key(0), {"pixels": np.zeros((1, 4, 6, 3), np.uint8)})
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_views_do_not_depend_on_who_resizes(photographs, flip: bool) -> None:
+    pictures = [images.decode(path) for path in photographs[:4]]
+    augment = Augmentation((0.5, 0.9), flip=flip)
+    key = jax.random.key(1)
+    here = views_of(augment, key, resized(pictures, 96).astype(np.uint8))
+    there = squares(augment(key, on_canvases(pictures, 96, 512)), 96)
+    difference = abs(here.astype(int) - there.astype(int)).mean(axis=(1, 2, 3))
+    assert (difference < 6).all()  # resampled once in place of twice
+    other = squares(augment(jax.random.key(2), on_canvases(pictures, 96, 512)), 96)
+    assert abs(other.astype(int) - there.astype(int)).mean() > 12
 
 
 def test_no_warnings(photographs) -> None:

@@ -57,9 +57,10 @@ class Collator:
             is all of it.
 
         Returns:
-          {"text": {"tokens": int32 [b, S], "mask": bool [b, S]}, "image": {"pixels": uint8 [b, Y,
-           X, 3]}, where there are such examples; "decoder": {"inputs": int32 [B, T], "targets":
-           int32 [B, T], "weights": float32 [B, T]}, "row": int32 [B], "is_indexing": int32 [B]};
+          {"text": {"tokens": int32 [b, S], "mask": bool [b, S]}, "image": images, see
+           `inputs.PixelReader`, where there are such examples; "decoder": {"inputs": int32 [B, T],
+           "targets": int32 [B, T], "weights": float32 [B, T]}, "row": int32 [B],
+           "is_indexing": int32 [B]};
           T is L but where the strategy makes documents targets. The order of the B examples is
           that of `models.streams.interleave`.
 

@@ -30,7 +30,7 @@ class ImageInputs:
         return len(self._images)
 
     def __call__(self, rows_B: np.ndarray) -> dict[str, np.ndarray]:
-        """{"pixels": uint8 [B, Y, X, 3]} of documents."""
+        """The images of documents, see `inputs.PixelReader`."""
         return self._inputs.images([self._images[row] for row in rows_B])
 
     def shapes(self, batch_size: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Embeddings of images for the docid kinds that cluster documents."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,7 +63,8 @@ class PixelPca:
         from threadpoolctl import threadpool_limits
 
         del seed
-        small_NxF = np.concatenate(list(_read(images, self.size, _CHUNK)))
+        read = PixelReader(self.size, cache_bytes=0)
+        small_NxF = np.concatenate([part["pixels"] for part in in_parts(read, images, _CHUNK)])
         small_NxF = small_NxF.reshape(len(images), -1)
         mean_F = small_NxF.mean(axis=0, dtype=np.float64) / 255
 
@@ -121,11 +123,12 @@ class ClipEmbedder:
         params = jax.device_put(params)
 
         @jax.jit
-        def features(params: Any, pixels_BxYxXx3: jax.Array) -> jax.Array:
-            return _features(config, params, pixels_BxYxXx3)
+        def features(params: Any, read: Mapping[str, jax.Array]) -> jax.Array:
+            return _features(config, params, read["pixels"])
 
-        size = config.vision.image_size
-        return embed_batches(lambda x: features(params, x), images, size, self.batch_size)
+        read = PixelReader(config.vision.image_size, cache_bytes=0)
+        embed = functools.partial(features, params)
+        return embed_batches(embed, read, images, self.batch_size)
 
     def describe(self) -> dict[str, Any]:
         """See `ImageEmbedder`; the model goes by the name of its directory or its hub id."""
@@ -146,17 +149,17 @@ def _features(config: ClipConfig, params: Any, pixels_BxYxXx3: jax.Array) -> jax
 
 
 def embed_batches(
-    embed: Callable[[np.ndarray], jax.Array],
+    embed: Callable[[Mapping[str, np.ndarray]], jax.Array],
+    read: PixelReader,
     images: Sequence[Path | bytes],
-    size: int,
     batch_size: int,
 ) -> np.ndarray:
     """Embeds images by a compiled function; the next ones are decoded while it computes.
 
     Args:
-      embed: uint8 [batch_size, size, size, 3] -> float32 [batch_size, E], or a promise of such.
+      embed: what `read` gives of `batch_size` images -> float32 [batch_size, E].
+      read: decodes images; need not remember any.
       images: N paths, or the bytes of files.
-      size: pixels a side.
       batch_size: images decoded and embedded at a time.
 
     Returns:
@@ -167,22 +170,24 @@ def embed_batches(
       ValueError: there is no image.
     """
     vectors: list[Any] = []
-    for pixels_BxYxXx3 in _read(images, size, batch_size):
-        found_BxE = embed(pad_rows(pixels_BxYxXx3, batch_size))
+    for part in in_parts(read, images, batch_size):
+        found_BxE = embed(pad_rows(part, batch_size))
         if vectors:
             vectors[-1] = np.asarray(vectors[-1])  # waits for the batch before
         vectors.append(found_BxE)
     return np.concatenate(vectors)[: len(images)]
 
 
-def _read(images: Sequence[Path | bytes], size: int, count: int) -> Iterator[np.ndarray]:
-    """Pixels uint8 [at most count, size, size, 3] of all images in order.
+def in_parts(
+    read: PixelReader, images: Sequence[Path | bytes], count: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """What is read of all images in order, at most `count` at a time.
 
     Raises:
+      FileNotFoundError, ImageError: as `images.decode`.
       ValueError: there is no image.
     """
     if not images:
         raise ValueError("no images to embed; expected at least one")
-    read = PixelReader(size, cache_bytes=0)  # each image is read once
     for start in range(0, len(images), count):
         yield read(images[start : start + count])

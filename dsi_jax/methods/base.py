@@ -38,6 +38,7 @@ class Collection:
       lengths: tokens kept of each feature; `documents` are as long as `inputs` unless given.
       images: image of each row, where documents are images.
       image_size: pixels a side of the images that the model reads; None: it reads none.
+      image_canvas: pixels a side of what the model resizes to that; None: the host resizes.
       store: keeps their embeddings by the one set of parameters that will rank them; None: nowhere.
     """
 
@@ -48,11 +49,12 @@ class Collection:
     store: EmbeddingStore | None = None
     images: Sequence[ImageSource] | None = None
     image_size: int | None = None
+    image_canvas: int | None = None
 
     @functools.cached_property
     def inputs(self) -> Inputs:
         """Makes what the encoders read of texts and images."""
-        return Inputs(self.tokenizer, self.lengths, self.image_size)
+        return Inputs(self.tokenizer, self.lengths, self.image_size, self.image_canvas)
 
     @functools.cached_property
     def document_inputs(self) -> DocumentInputs | ImageInputs:

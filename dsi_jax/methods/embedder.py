@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from dsi_jax import tokenizers
 from dsi_jax.dense.documents import DocumentInputs
 from dsi_jax.dense.embedding import DocumentEmbedder
 from dsi_jax.docids.image_embeddings import embed_batches
+from dsi_jax.inputs import PixelReader
 from dsi_jax.methods.base import Method
 from dsi_jax.methods.contrastive import Contrastive
 from dsi_jax.methods.dual_encoder import DualEncoder
@@ -126,11 +128,8 @@ class TrainedTowers(_Trained):
         model = self.expected().load_model(metadata["model"])
         params = jax.device_put(checkpoints.load_params(path, check=False))
 
-        @jax.jit
-        def embed(params: Any, pixels_BxYxXx3: jax.Array) -> jax.Array:
-            document = {"pixels": pixels_BxYxXx3}
-            return model.apply({"params": params}, document, method="encode_document")
-
+        embed = jax.jit(functools.partial(model.apply, method="encode_document"))
+        read = PixelReader(metadata["image_size"], metadata.get("image_canvas"), cache_bytes=0)
         return embed_batches(
-            lambda pixels: embed(params, pixels), images, metadata["image_size"], self.batch_size
+            functools.partial(embed, {"params": params}), read, images, self.batch_size
         )

@@ -17,7 +17,7 @@ from dsi_jax.models.clip_config import ClipConfig
 from dsi_jax.models.dual_encoder import LARGEST_SCALE, Embeddings
 from dsi_jax.models.streams import IMAGE, TEXT
 from dsi_jax.models.towers_config import Towers
-from dsi_jax.pixels import normalize
+from dsi_jax.pixels import normalize, squares
 
 _INITIAL_SCALE = 1 / 0.07  # of CLIP, section 2.5
 
@@ -63,8 +63,8 @@ class ContrastiveModel(nn.Module):
         """Embeds a batch of pairs.
 
         Args:
-          batch: the streams of queries, see `DSIModel.encode`, and {"document": {"pixels": uint8
-            [B, Y, X, 3]}}; further entries are ignored.
+          batch: the streams of queries, see `DSIModel.encode`, and {"document": images}, see
+            `dsi_jax.pixels`; further entries are ignored.
           deterministic: of no effect, CLIP has no dropout.
         """
         scale = jnp.float32(_INITIAL_SCALE)
@@ -86,11 +86,11 @@ class ContrastiveModel(nn.Module):
     def encode_document(
         self, document: Mapping[str, jax.Array], *, deterministic: bool = True
     ) -> jax.Array:
-        """Embeddings float32 [B, E] of images, {"pixels": uint8 [B, Y, X, 3]}."""
+        """Embeddings float32 [B, E] of images, see `dsi_jax.pixels`."""
         del deterministic
         image = self.config.image
-        pixels_BxYxXx3 = normalize(document["pixels"], image.image_mean, image.image_std)
-        return self.clip.embed_image(pixels_BxYxXx3)
+        pixels_BxYxXx3 = squares(document, image.image_size)
+        return self.clip.embed_image(normalize(pixels_BxYxXx3, image.image_mean, image.image_std))
 
     @property
     def path_rules(self) -> tuple[tuple[str, tuple], ...]:

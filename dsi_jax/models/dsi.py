@@ -146,8 +146,8 @@ class DSIModel(nn.Module):
         """The memory [B, S, D] of a batch's texts and images and its mask, bool [B, S].
 
         Args:
-          batch: {"text": {"tokens": int32 [b, S], "mask": [b, S]}, "image": {"pixels": uint8 [b,
-            Y, X, 3]}}, one of them or both; no encoder runs on an absent example.
+          batch: {"text": {"tokens": int32 [b, S], "mask": [b, S]}, "image": images, see
+            `dsi_jax.pixels`}, one of them or both; no encoder runs on an absent example.
           deterministic: False applies dropout.
 
         Returns:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from dsi_jax.models.clip import ClipTextTransformer, ClipVisionTransformer, end_positions
 from dsi_jax.models.clip_config import ClipTextConfig, ClipVisionConfig
 from dsi_jax.models.towers_config import check_memory
-from dsi_jax.pixels import normalize
+from dsi_jax.pixels import normalize, squares
 
 
 class ClipTextTower(nn.Module):
@@ -99,7 +99,7 @@ class ClipVisionTower(nn.Module):
         """Encodes the images of a batch.
 
         Args:
-          stream: {"pixels": [B, Y, X, 3]}, uint8, or float and normalised already.
+          stream: see `dsi_jax.pixels`; or {"pixels": float [B, Y, X, 3]}, normalised already.
           deterministic: of no effect, CLIP has no dropout.
 
         Returns:
@@ -107,7 +107,7 @@ class ClipVisionTower(nn.Module):
           one more.
         """
         del deterministic
-        pixels_BxYxXx3 = stream["pixels"]
+        pixels_BxYxXx3 = squares(stream, self.config.image_size)
         if pixels_BxYxXx3.dtype == jnp.uint8:
             config = self.config
             pixels_BxYxXx3 = normalize(pixels_BxYxXx3, config.image_mean, config.image_std)

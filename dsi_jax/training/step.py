@@ -20,8 +20,8 @@ from dsi_jax.training.state import TrainState
 Metrics = dict[str, Mean]
 # (outputs of the model, batch) -> (summed loss, metrics); the loss's own Mean is `loss`.
 Loss = Callable[[Any, Any], tuple[jax.Array, Metrics]]
-# (key, uint8 pixels [B, Y, X, 3]) -> the same shape; see `dsi_jax.pixels.Augmentation`.
-Augment = Callable[[jax.Array, jax.Array], jax.Array]
+# (key, images) -> images; see `dsi_jax.pixels.Augmentation`.
+Augment = Callable[[jax.Array, Any], Any]
 _AUGMENT = 1  # tells its random choices from those of dropout
 
 
@@ -196,7 +196,7 @@ def _augmented(batch: Any, augment: Augment, key: jax.Array) -> Any:
     """The batch with the images of its queries changed; documents stay as they are."""
     if "image" not in batch:
         return batch
-    return batch | {"image": {"pixels": augment(key, batch["image"]["pixels"])}}
+    return batch | {"image": augment(key, batch["image"])}
 
 
 def _accumulate(
