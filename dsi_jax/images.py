@@ -5,6 +5,7 @@ Equal to transformers' `CLIPImageProcessor` up to normalisation, which runs on t
 """
 
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -119,22 +120,21 @@ def on_canvas(image: Image.Image, size: int, canvas: int) -> tuple[np.ndarray, n
     Args:
       image: in RGB.
       size: of the square to come.
-      canvas: pixels a side, at least twice `size`: a reduced image is larger than the square.
+      canvas: pixels a side, at least twice `size`, so that no image is reduced to much less.
 
     Returns:
       uint8 [canvas, canvas, 3], the image in its upper left corner, and its frame float32 [2, 3].
     """
     lengths = np.array([image.height, image.width])
-    factor = 1
-    while True:
-        scales = lengths / factor / resized_shape(image.height, image.width, size)
-        begins = (np.array(resized_shape(image.height, image.width, size)) - size) // 2 * scales
+    resized = np.array(resized_shape(image.height, image.width, size))
+    for factor in itertools.count(1):
+        scales = lengths / factor / resized
+        begins = (resized - size) // 2 * scales
         margins = 2 * np.maximum(scales, 1) + 1  # how far the kernel reaches
         firsts = np.maximum(np.floor(begins - margins), 0).astype(int)
         ends = np.ceil(np.minimum(begins + size * scales + margins, lengths / factor)).astype(int)
         if (ends - firsts).max() <= canvas:
             break
-        factor += 1
     (top, left), (bottom, right) = firsts * factor, np.minimum(ends * factor, lengths)
     part = image.crop((left, top, right, bottom)).reduce(factor)
     pixels_YxXx3 = np.zeros((canvas, canvas, 3), np.uint8)

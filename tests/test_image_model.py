@@ -214,6 +214,9 @@ def test_frozen_towers_keep_every_bit_and_groups_move_at_their_rates(params):
         if prefix:
             moved[prefix] += (plain[path] != before[path]).any()
     assert min(moved.values()) > 0
+    # Without groups the step moves all there is: both towers, what leads to the decoder, and it.
+    still = [path for path, value in plain.items() if (value == before[path]).all()]
+    assert all(path.endswith("k_proj/bias") for path in still), still
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])

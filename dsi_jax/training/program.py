@@ -58,6 +58,7 @@ class Program:
             self.mesh,
             self.rules,
             self.path_rules,
+            shapes=self.shapes,
         )
 
     def model_info(self) -> str:

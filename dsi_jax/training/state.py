@@ -68,7 +68,9 @@ def state_shapes(
       ValueError: as `partitioning.param_shardings`.
     """
     boxed = param_shapes(model, batch_shapes)
-    shapes = jax.eval_shape(lambda: _new_state(model, optimizer, batch_shapes, seed=0))
+    shapes = jax.eval_shape(
+        lambda params: _with_params(params, optimizer, jax.random.key(0)), nn.meta.unbox(boxed)
+    )
     param_shardings = partitioning.param_shardings(boxed, mesh, rules, path_rules)
     shardings = TrainState(
         step=partitioning.replicated(mesh),
@@ -93,6 +95,8 @@ def init_state(
     mesh: Mesh,
     rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
     path_rules: partitioning.PathRules = (),
+    *,
+    shapes: TrainState | None = None,
 ) -> TrainState:
     """A new state of random parameters, computed where it will lie; equal on every mesh.
 
@@ -104,6 +108,7 @@ def init_state(
       mesh: the mesh.
       rules: logical axis rules, fitted to the model (`partitioning.fit_rules`).
       path_rules: rules by path, for towers.
+      shapes: from `state_shapes`, where they are known: the model is then traced once less.
 
     Returns:
       A TrainState of jax.Arrays at step 0.
@@ -111,7 +116,8 @@ def init_state(
     Raises:
       ValueError: as `partitioning.param_shardings`.
     """
-    shapes = state_shapes(model, optimizer, batch_shapes, mesh, rules, path_rules)
+    if shapes is None:
+        shapes = state_shapes(model, optimizer, batch_shapes, mesh, rules, path_rules)
     init = jax.jit(
         lambda: _new_state(model, optimizer, batch_shapes, seed), out_shardings=shardings_of(shapes)
     )
@@ -128,11 +134,17 @@ def _new_state(
 ) -> TrainState:
     init_key, run_key = jax.random.split(jax.random.key(seed))
     params = nn.meta.unbox(_init_params(model, batch_shapes, init_key))
+    return _with_params(params, optimizer, run_key)
+
+
+def _with_params(
+    params: Any, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
     return TrainState(
         step=jnp.zeros([], jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
-        rng=jax.random.key_data(run_key),
+        rng=jax.random.key_data(key),
     )
 
 
