@@ -97,6 +97,25 @@ def test_equal_ones_are_merged_the_heaviest_first():
     assert merged([small, large, small]) == [large, Collective("all-gather", (), 10, 4, 2)]
 
 
+def test_a_reduction_fused_with_its_slices_is_a_scatter():
+    """TPUs give such fusions the same channel: those of other shapes are other ones."""
+
+    def fusion(name: str, rows: int) -> str:
+        return f"""%all-reduce-scatter.{name} (p: bf16[{rows},64]) -> bf16[{rows // 4},64] {{
+  %all-reduce.{name} = bf16[{rows},64]{{1,0}} all-reduce(%p), channel_id=1, \
+replica_groups={{{{0,1,2,3}}}}, to_apply=%add
+}}
+
+"""
+
+    calls = "".join(f"  %{n} = f32[] fusion(%p), calls=%all-reduce-scatter.{n}\n" for n in "ab")
+    text = f"{fusion('a', 8)}{fusion('b', 16)}ENTRY %main (p: f32[8]) -> f32[8] {{\n{calls}}}\n"
+    assert find(text) == [
+        Collective("reduce-scatter", ("bf16[8,64]",), 256, 4, 1),
+        Collective("reduce-scatter", ("bf16[16,64]",), 512, 4, 1),
+    ]
+
+
 def test_groups_of_a_mesh_in_another_order():
     """As in a mesh of two axes of which the second is gathered first."""
     ordered = "replica_groups=mesh['x'=4,'y'=16], device_ids=([16,4]T(1,0)) {'y'}"

@@ -29,6 +29,7 @@ _CALLED_LISTS = re.compile(r"\b(?:called_computations|branch_computations)=\{([^
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONDITION = re.compile(r"\bcondition=%?([\w.-]+)")
 _BOUND = re.compile(r"ROOT .* compare\([^)]*?%?([\w.-]+)\), direction=LT")
+_FUSED_SCATTER = "all-reduce-scatter"
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _LISTED_GROUPS = re.compile(r"\breplica_groups=\{\{([\d,]*)\}")
 _IOTA_GROUPS = re.compile(r"\breplica_groups=\[(\d+),(\d+)\]<=")
@@ -42,7 +43,8 @@ class Collective:
 
     Attributes:
       kind: one of `KINDS`.
-      shapes: types of what a device ends up with, e.g. "bf16[512,2048]".
+      shapes: types of what a device ends up with, e.g. "bf16[512,2048]"; of what goes in where a
+        TPU's fusion scatters it.
       result_bytes: bytes of that.
       group_size: devices that take part together.
       times: how often it runs, loops counted.
@@ -92,11 +94,14 @@ def find(hlo_text: str) -> list[Collective]:
             if times[name] == 0 or not (match := _COLLECTIVE.search(line)):
                 continue
             channel = _CHANNEL.search(line)
-            identity = (match["kind"], channel[1]) if channel else line
+            # What TPU compilers fuse may share a channel with others.
+            identity = (match["kind"], channel[1], match["type"]) if channel else line
             if identity in seen:
                 continue
             seen.add(identity)
             collective = _collective(match, line, times[name])
+            if name.startswith(_FUSED_SCATTER):
+                collective = _scattered(collective)
             if collective.group_size > 1:
                 found.append(collective)
     return found
@@ -162,6 +167,12 @@ def _collective(match: re.Match[str], line: str, times: int) -> Collective:
         arrays = arrays[len(arrays) // 2 :] if kind == "all-gather" else arrays[1:2]
     shapes, sizes = zip(*arrays, strict=True)
     return Collective(kind, shapes, sum(sizes), _group_size(line, kind), times)
+
+
+def _scattered(reduction: Collective) -> Collective:
+    """The reduce-scatter that a TPU makes of an all-reduce fused with the slices of its results."""
+    part = reduction.result_bytes // reduction.group_size
+    return dataclasses.replace(reduction, kind="reduce-scatter", result_bytes=part)
 
 
 def _bytes(dtype: str, dims: str) -> int:
