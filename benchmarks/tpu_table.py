@@ -9,10 +9,11 @@ The slices need not be here.
 
 Each line is one `dsi-jax precompile`: a run's training step and, of some, its searches with and
 without the trie, on one topology. What a training step sends is compared with a count on paper.
-With f devices of the axis fsdp, d copies of those and parameters of P bytes, a device's ring sends
-(f - 1) / f P to gather the parameters, once for the forward and once for the backward pass, as much
-to sum the gradients into their parts, and 2 (d - 1) / d P / f to sum those over the copies. Nothing
-in it grows with the number of devices. Parameters count 4 bytes; gathered in bfloat16, half.
+With f devices of the axis fsdp, d copies of those and P bytes of parameters that a device of the
+axis model computes with, a device's ring sends (f - 1) / f P to gather the parameters, once for the
+forward and once for the backward pass, as much to sum the gradients into their parts, and
+2 (d - 1) / d P / f to sum those over the copies. Nothing in it grows with the number of devices.
+Parameters count 4 bytes; gathered in bfloat16, half. Activations over the axis model are left out.
 """
 
 import argparse
@@ -188,7 +189,8 @@ def paper_bytes(parameter_bytes: int, mesh: dict[str, int]) -> float:
     """What a device sends in a training step by the count at the head of this file."""
     split, copies = mesh["fsdp"], mesh["data"] * mesh["replica"]
     gathered = (split - 1) / split
-    return parameter_bytes * (3 * gathered + 2 * (copies - 1) / copies / split)
+    own_bytes = parameter_bytes / mesh["model"]
+    return own_bytes * (3 * gathered + 2 * (copies - 1) / copies / split)
 
 
 def summary(program: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ def test_bytes_on_paper():
     # The gradients of a device's 100 bytes, summed over four copies in a ring.
     assert tpu_table.paper_bytes(800, mesh(fsdp=8, data=4)) == 3 * 700 + 2 * 3 / 4 * 100
     assert tpu_table.paper_bytes(800, mesh(data=2, replica=2)) == 2 * 3 / 4 * 800
+    assert tpu_table.paper_bytes(800, mesh(fsdp=8, model=2)) == 3 * 350
     few, many = (tpu_table.paper_bytes(800, mesh(fsdp=8, data=copies)) for copies in (1, 10**6))
     assert many < few + 2 * 100  # whatever the number of devices
 
