@@ -262,7 +262,8 @@ class _Index:
     def __init__(self):
         self.asked = []
 
-    def search_batch(self, queries, k):
+    def search_batch(self, queries, k, *, allow, deny):
+        assert allow is deny is None
         self.asked.append(list(queries))
         return [[] for _ in queries]
 
