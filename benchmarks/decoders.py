@@ -95,10 +95,13 @@ class Decoders:
             self.table, tokens=tokens.astype(token_dtype(vocab_size)), vocab_size=vocab_size
         )
 
-    def ours(self, beam_size: int, space: str = "compact", free: bool = False) -> Search:
-        """Our search, constrained by the trie or not."""
+    def ours(
+        self, beam_size: int, space: str = "compact", free: bool = False, jump: bool = True
+    ) -> Search:
+        """Our search, constrained by the trie or not; without `jump` all levels one by one."""
         table = self.table if space == "compact" else self.text_table
-        trie = jax.device_put(build_trie(table))
+        trie = build_trie(table)
+        trie = jax.device_put(trie if jump else dataclasses.replace(trie, jump=None))
         constraint = Free(trie) if free else TrieConstraint(trie)
         search, params = make_search(self._model(space), beam_size=beam_size), self._params(space)
 

@@ -1,13 +1,15 @@
-"""Studies of many small runs, each from one command: ablations, report, forgetting.
+"""Studies of many small runs, each from one command: ablations, report, forgetting, kinds.
 
-    python -m benchmarks.studies ablations  --corpus DIR --out runs/ablations
-    python -m benchmarks.studies report     --corpus DIR --out runs/report
-    python -m benchmarks.studies forgetting --corpus DIR --out runs/forgetting
+    python -m benchmarks.studies ablations   --corpus DIR --out runs/ablations
+    python -m benchmarks.studies report      --corpus DIR --out runs/report
+    python -m benchmarks.studies forgetting  --corpus DIR --out runs/forgetting
+    python -m benchmarks.studies kinds       --corpus DIR --out runs/kinds
+    python -m benchmarks.studies image_kinds --images DIR --captions FILE --out runs/image_kinds
 
-CORPUS is a directory in BEIR layout. Every run is `dsi-jax train` with gin files that ship, in a
-process of its own, bound to one core; `--jobs` run at once. A run whose report is there is not
-repeated, so an interrupted study goes on with the same command. A JSON line a run is printed, then
-a table; plots (extra `plots`) lie in the output directory.
+CORPUS is a directory in BEIR layout, IMAGES one of pictures. Every run is `dsi-jax train` with gin
+files that ship, in a process of its own, bound to one core; `--jobs` run at once. A run whose
+report is there is not repeated, so an interrupted study goes on with the same command. A JSON line
+a run is printed, then a table; plots (extra `plots`) lie in the output directory.
 """
 
 import argparse
@@ -29,6 +31,18 @@ from benchmarks import study_plots
 from dsi_jax.data import corpora
 
 KINDS = ("atomic", "naive", "semantic")
+# Every kind with its shape for some hundred to some thousand documents, where there is a choice.
+EVERY_KIND = {
+    "atomic": (),
+    "naive": (),
+    "semantic": (),
+    "pq": ("quantized.ProductQuantized.levels=3", "quantized.ProductQuantized.codes=32"),
+    "rq": ("quantized.ResidualQuantized.levels=3", "quantized.ResidualQuantized.codes=32"),
+    "rqvae": ("learned.RQVAE.levels=3", "learned.RQVAE.codes=32"),
+    "irgen": ("learned.IRGen.levels=3", "learned.IRGen.codes=32"),
+    "title": (),
+    "random": ("random_control.Random.clusters=32",),
+}
 FORMS = ("first", "set", "inverted")
 STRATEGIES = ("inputs2targets", "bidirectional", "targets2inputs", "span_corruption", "none")
 # The paper's buffer of 5,000 in a corpus of 228,000 documents, scaled to 1,000.
@@ -153,10 +167,60 @@ def forgetting(corpus: Path, vocabulary: Path, seeds: int, steps: int) -> list[R
     ]
 
 
+def kinds(corpus: Path, vocabulary: Path, seeds: int, steps: int) -> list[Run]:
+    """Every docid kind, end to end, by the recipe of own_text.gin."""
+    del vocabulary
+    return [
+        Run(
+            "kinds",
+            f"{kind}-{seed}",
+            (
+                *_index(kind),
+                *_common(corpus, steps, seed),
+                *(f"--gin.{binding}" for binding in bindings),
+                "--gin.CHUNK_RATIO=2",
+                f"--gin.EVAL_PERIOD={steps}",
+            ),
+            {"docids": kind, "seed": seed},
+        )
+        for seed in range(seeds)
+        for kind, bindings in EVERY_KIND.items()
+    ]
+
+
+def image_kinds(images: Path, captions: Path, seeds: int, steps: int) -> list[Run]:
+    """Every docid kind that pictures can have, by the recipe of own_images.gin.
+
+    Codes are those of the training captions (TF-IDF and SVD); pictures have no titles.
+    """
+    return [
+        Run(
+            "image_kinds",
+            f"{kind}-{seed}",
+            (
+                "--gin_file=experiments/own_images.gin",
+                f"--gin_file=docids/{kind}.gin",
+                f"--gin.IMAGES={images}",
+                f"--gin.CAPTIONS={captions}",
+                *_steps(steps, seed),
+                *(f"--gin.{binding}" for binding in bindings),
+                "--gin.BASELINE=None",
+                f"--gin.EVAL_PERIOD={steps}",
+            ),
+            {"docids": kind, "seed": seed},
+        )
+        for seed in range(seeds)
+        for kind, bindings in EVERY_KIND.items()
+        if kind != "title"
+    ]
+
+
 STUDIES = {
     "ablations": (ablations, 1400),
     "report": (report, 3000),
     "forgetting": (forgetting, 800),
+    "kinds": (kinds, 3000),
+    "image_kinds": (image_kinds, 1200),
 }
 
 
@@ -165,8 +229,11 @@ def _index(kind: str) -> tuple[str, ...]:
 
 
 def _common(corpus: Path | str, steps: int, seed: int) -> tuple[str, ...]:
+    return (f"--gin.CORPUS={corpus}", *_steps(steps, seed))
+
+
+def _steps(steps: int, seed: int) -> tuple[str, ...]:
     return (
-        f"--gin.CORPUS={corpus}",
         f"--gin.TRAIN_STEPS={steps}",
         f"--gin.RANDOM_SEED={seed}",
         "--gin.BEAM_SIZE=10",
@@ -269,15 +336,17 @@ def _command(mode: str, *arguments: str, core: int | None = None) -> None:
 
 
 def results(directory: Path) -> dict[str, Any]:
-    """Figures of a finished run, in percent; a dual encoder has fewer."""
+    """Figures of a finished run, in percent; a dual encoder has fewer, pictures have `views`."""
     summary = json.loads((directory / "report.json").read_text())
     found: dict[str, Any] = {"train_seconds": round(summary["train_seconds"], 1)}
-    (name,) = summary["test"]
+    (name,) = (name for name in summary["test"] if name.endswith("_retrieval_test"))
+    views = [figures for test, figures in summary["test"].items() if test != name]
     free = _last(directory / "inference_eval_free" / f"{name}-metrics.jsonl")
     for constraint, figures in (
         ("trie", summary["test"][name]),
         ("free", free),
         ("bm25", summary.get("bm25", {})),
+        *(("views", figures) for figures in views),
     ):
         for metric in ("hits@1", "hits@10"):
             for group in ("", "/seen", "/unseen"):
@@ -323,6 +392,11 @@ TABLES = {
     "report": (("docids",), ("memorised", "trie_hits@1", "trie_hits@10", *_GROUPED[:4],
                              "bm25_hits@1", "bm25_hits@10", "train_seconds")),
     "forgetting": (("shuffle",), ("memorised", "trie_hits@1", "trie_hits@10", *_GROUPED[:4])),
+    "kinds": (("docids",), ("memorised", "trie_hits@1", "trie_hits@10", *_GROUPED[:4], "invalid",
+                            "bm25_hits@1", "bm25_hits@10", "train_seconds")),
+    "image_kinds": (("docids",), ("memorised", "trie_hits@1", "trie_hits@10", "views_hits@1",
+                                  "views_hits@10", "invalid", "bm25_hits@1", "bm25_hits@10",
+                                  "train_seconds")),
 }  # fmt: skip
 
 
@@ -330,7 +404,9 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=sorted(STUDIES))
-    parser.add_argument("--corpus", type=Path, required=True, help="a directory in BEIR layout")
+    parser.add_argument("--corpus", type=Path, help="a directory in BEIR layout")
+    parser.add_argument("--images", type=Path, help="a directory of pictures, for image_kinds")
+    parser.add_argument("--captions", type=Path, help="of the pictures")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, help="training steps of each run")
@@ -338,17 +414,23 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="at most so many runs, the most telling first")
     arguments = parser.parse_args()
     runs_of, steps = STUDIES[arguments.study]
+    needed = ("images", "captions") if arguments.study == "image_kinds" else ("corpus",)
+    given = [getattr(arguments, name) for name in needed]
+    if None in given:
+        parser.error(f"{arguments.study} needs {' and '.join(f'--{name}' for name in needed)}")
     out = arguments.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    corpus, vocabulary = arguments.corpus.absolute(), None
+    # Of texts: the corpus and a vocabulary; of pictures: these and their captions.
+    first, *rest = (path.absolute() for path in given)
+    second = rest[0] if rest else None
     if arguments.study == "ablations":
-        corpus = asked_twice(corpus, out)
-        vocabulary = shared_vocabulary(corpus, out)
-    runs = runs_of(corpus, vocabulary, arguments.seeds, arguments.steps or steps)
+        first = asked_twice(first, out)
+        second = shared_vocabulary(first, out)
+    runs = runs_of(first, second, arguments.seeds, arguments.steps or steps)
     runs = runs[: arguments.most]
     found = run_all(runs, out, arguments.jobs)
     print(table(found, *TABLES[arguments.study]))
-    if arguments.study != "ablations":
+    if arguments.study in ("report", "forgetting"):
         directories = {
             run.name if arguments.seeds > 1 else run.name.removesuffix("-0"): run.directory(out)
             for run in runs

@@ -1,5 +1,6 @@
 """Cases for eight simulated devices; `test_partitioning.py` runs them in a process of their own."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -11,6 +12,9 @@ from hypothesis import strategies as st
 
 from dsi_jax.ahead import collectives
 from dsi_jax.decoding import atomic
+from dsi_jax.decoding.adapter import make_search
+from dsi_jax.decoding.constraint import TrieConstraint
+from dsi_jax.decoding.trie import build_trie
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.models.t5 import T5Config
@@ -86,6 +90,40 @@ def test_atomic_search_on_a_mesh_equals_that_on_one_device(name, beam_size):
         rows = found.rows[query][found.valid[query]]
         assert len(rows) == min(beam_size, allowed[query].sum())
         assert allowed[query, rows].all()
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_known_tokens_are_scored_at_once_on_a_mesh(name):
+    """The first of six tokens tells all documents apart."""
+    codes = np.random.default_rng(0).integers(0, 40, (40, 6))
+    codes[:, 0] = np.arange(40)
+    table = DocidTable.from_codes(
+        codes,
+        num_codes=46,  # and two more tokens, which all meshes split
+        keys=[f"d{row}" for row in range(40)],
+        kind="test",
+        parameters={},
+        corpus_hash="",
+    )
+    trie = build_trie(table)
+    assert trie.jump is not None
+    config = dataclasses.replace(
+        MODEL.config, docid_vocab_size=table.vocab_size, docid_length=table.length
+    )
+    model = DSIModel(config)
+    init = jax.jit(functools.partial(model.init, deterministic=True))
+    batch = BATCH | {"decoder": {"inputs": np.zeros([1, table.length], np.int32)}}
+    boxed = init(jax.random.key(0), batch)["params"]
+    mesh = partitioning.make_mesh(MESHES[name])
+    rules = partitioning.fit_rules(partitioning.LOGICAL_AXIS_RULES, boxed, mesh)
+    shardings = partitioning.param_shardings(boxed, mesh, rules)
+    params = nn.meta.unbox(boxed)
+    searcher = Searcher(model, table, beam_size=5, mesh=mesh, rules=rules)
+    found = to_host(searcher.search(jax.device_put(params, shardings), BATCH))
+    steps = TrieConstraint(dataclasses.replace(trie, jump=None))
+    expected = make_search(model, beam_size=5)(params, BATCH, steps)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
 
 
 def gathered_bytes(name: str) -> int:

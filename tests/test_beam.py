@@ -59,7 +59,14 @@ def toy_decoder(params):
         logits = jnp.concatenate([state, context], -1) @ params["head"]
         return logits, {**cache, "self": {"state": state, "history": history}}
 
-    return DecodeFns(init_cache, step)
+    def score(cache, inputs, targets, position):
+        every = []
+        for index in range(inputs.shape[-1]):
+            logits, cache = step(cache, inputs[:, :, index], position + index)
+            every.append(logits)
+        return score_docids(jnp.stack(every, axis=2), targets)
+
+    return DecodeFns(init_cache, step, score)
 
 
 @functools.partial(jax.jit, static_argnames=("beam_size", "renormalize"))
@@ -372,6 +379,66 @@ def test_lists_of_allowed_documents_search_as_if_there_were_no_others(
         expected = search(params, TrieConstraint(alone), beam_size=beam_size)
         np.testing.assert_array_equal(result.rows[query], expected.rows[query])
         np.testing.assert_allclose(result.scores[query], expected.scores[query], atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["plain", "many beams", "ties", "lists", "renormalized"])
+@pytest.mark.parametrize("jump", [1, 3])
+@settings(max_examples=20, deadline=None)
+@given(docids=docid_lists(), seed=st.integers(0, 2**32 - 1), data=st.data())
+def test_known_tokens_are_scored_at_once(jump, variant, docids, seed, data):
+    """Wherever the jump may be, whether documents are alone there or not."""
+    beam_size, tie_seed, sets, set_of_query = 3, None, None, None
+    if variant == "many beams":
+        beam_size = 32
+    if variant == "ties":
+        docids = data.draw(st.lists(st.sampled_from(docids), min_size=1, max_size=24))
+        tie_seed = 3
+    trie = make_trie(docids, depth=1, tie_seed=tie_seed)
+    if variant == "lists":
+        lists = st.lists(st.booleans(), min_size=len(docids), max_size=len(docids))
+        sets = document_sets(trie, np.stack([np.array(data.draw(lists)) for _ in range(B)]))
+        set_of_query = np.arange(B, dtype=np.int32)
+    params = toy_params(seed)
+    found, expected = (
+        search(
+            params,
+            TrieConstraint(dataclasses.replace(trie, jump=level), sets, set_of_query),
+            beam_size=beam_size,
+            renormalize=variant == "renormalized",
+        )
+        for level in (jump, None)
+    )
+    if tie_seed is None:
+        scores = np.where(np.isfinite(expected.scores), expected.scores, -1e9)
+        assume(not ((np.diff(scores) > -CLOSE) & (scores[:, 1:] > -1e9)).any())
+    np.testing.assert_allclose(found.scores, expected.scores, atol=CLOSE)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.valid, expected.valid)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_jump_is_made_only_where_all_beams_are_decided(alone):
+    """A `score` that adds 1000 tells whether it was asked."""
+    docids = [(2, 3, 4, 5, 6), (3, 3, 4, 5, 6), (4, 2, 2, 2, 2)]
+    if not alone:
+        docids.append((4, 2, 2, 2, 5))
+    trie = dataclasses.replace(make_trie(docids, depth=1), jump=2)
+    params = toy_params(1)
+    decode = toy_decoder(params)
+    told = decode._replace(score=lambda *args: decode.score(*args) + 1000)
+    mask = jnp.ones((B, 1), bool)
+    found, expected = (
+        jax.jit(
+            lambda fns=fns: beam_search(
+                fns, params["memory"], mask, constraint=TrieConstraint(trie), beam_size=5
+            )
+        )()
+        for fns in (told, decode)
+    )
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    added = (found.scores - expected.scores)[:, : len(docids)]
+    np.testing.assert_allclose(added, 1000 if alone else 0, atol=1e-3)
 
 
 def test_levels_of_like_width_are_one_program():

@@ -284,8 +284,9 @@ def test_position_bias_is_the_bucket_of_each_pair(bidirectional: bool, length: i
         gradient["params"]["rel_embedding"], expected["params"]["rel_embedding"], atol=1e-3
     )
     if not bidirectional:
-        row = module.apply(variables, jnp.int32(length // 2), length, method="step")
-        np.testing.assert_array_equal(row, bias[0, :, length // 2])
+        first, count = length // 2, -(-length // 3)
+        rows = module.apply(variables, jnp.int32(first), count, length, method="step")
+        np.testing.assert_array_equal(rows, bias[0, :, first : first + count])
 
 
 def test_buckets_by_hand() -> None:
@@ -322,6 +323,14 @@ def test_decode_step_equals_teacher_forcing(t5: T5Config, space: str) -> None:
         logits, cache = step(variables, cache, inputs[:, :, position], position)
         assert logits.dtype == jnp.float32
         np.testing.assert_allclose(logits, expected[:, :, position], rtol=0, atol=1e-5)
+        if position == 0:
+            after_one = cache
+    hidden, at_once = jitted(model, "decode_positions")(variables, after_one, inputs[:, :, 1:], 1)
+    logits = jitted(model, "head")(variables, hidden)
+    np.testing.assert_allclose(logits, expected[:, :, 1:], rtol=0, atol=1e-5)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-5), at_once["self"], cache["self"]
+    )
 
 
 def test_cache_holds_beams_on_axis_1_of_its_own_part_alone() -> None:

@@ -1,6 +1,7 @@
 """Layers scanned over: equal to layers one by one, in values, gradients, decoding and updates."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -126,6 +127,8 @@ def test_cached_steps_are_those_of_the_layers_one_by_one(t5: T5Config) -> None:
     found = jax.jit(logits, static_argnums=0)(scanned, stacked)
     expected = jax.jit(logits, static_argnums=0)(model_of(t5, scan=False), params)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    cached = functools.partial(several_at_once, tokens=tokens, batch=batch)
+    np.testing.assert_allclose(cached(scanned, stacked), expected, rtol=1e-5, atol=1e-5)
     # And those of the whole sequence at once.
     memory, mask = scanned.apply({"params": stacked}, batch, method="encode")
     decode = jax.jit(
@@ -133,6 +136,22 @@ def test_cached_steps_are_those_of_the_layers_one_by_one(t5: T5Config) -> None:
     )
     for beam in range(BEAMS):
         np.testing.assert_allclose(found[:, beam], decode(tokens[:, beam]), rtol=1e-5, atol=1e-5)
+
+
+def several_at_once(model: DSIModel, params: dict, tokens: np.ndarray, batch: dict) -> jax.Array:
+    """The logits [B, M, L, V] of cached steps of one, then of all other positions."""
+
+    def logits(params: dict) -> jax.Array:
+        def apply(*args, method: str, **options):
+            return model.apply({"params": params}, *args, method=method, **options)
+
+        memory, mask = apply(batch, method="encode")
+        cache = apply(memory, mask, num_beams=BEAMS, length=LENGTH, method="init_cache")
+        first, cache = apply(cache, tokens[:, :, :1], 0, method="decode_positions")
+        rest, _ = apply(cache, tokens[:, :, 1:], 1, method="decode_positions")
+        return apply(jnp.concatenate([first, rest], axis=2), method="head")
+
+    return jax.jit(logits)(params)
 
 
 def test_beam_search_finds_the_same() -> None:

@@ -1,5 +1,6 @@
 """Beam search of the real `DSIModel` against its own uncached decoder."""
 
+import dataclasses
 import functools
 import math
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsi_jax.decoding import adapter
 from dsi_jax.decoding.adapter import make_search
 from dsi_jax.decoding.constraint import Free, TrieConstraint
 from dsi_jax.decoding.score import score_docids
@@ -169,3 +171,34 @@ def test_free_beams(model_and_params, table, reference, beam_size):
         assert_same_beams(result, query, expected)
     np.testing.assert_array_equal(result.rows, table.rows_of(np.asarray(result.tokens)))
     np.testing.assert_array_equal(result.valid, np.asarray(result.rows) >= 0)
+
+
+@pytest.mark.parametrize("most_logits", [adapter._MOST_LOGITS, 1])
+@pytest.mark.parametrize("ended", [False, True])
+def test_known_tokens_are_scored_at_once(model_and_params, most_logits, ended, monkeypatch):
+    """The first token tells all documents apart; what follows may end early."""
+    monkeypatch.setattr(adapter, "_MOST_LOGITS", most_logits)
+    model, params = model_and_params
+    rng = np.random.default_rng(3)
+    docids = np.concatenate([np.arange(2, V)[:, None], rng.integers(2, V, (V - 2, L - 1))], axis=1)
+    if ended:
+        docids[:, -1] = 1
+        docids[:3, 1:] = [1, 0, 0]
+    table = DocidTable(
+        tokens=docids.astype(np.uint8),
+        keys=[f"doc{row}" for row in range(len(docids))],
+        vocab_size=V,
+        kind="test",
+        parameters={},
+        corpus_hash="none",
+        variable_length=ended,
+    )
+    trie = build_trie(table)
+    assert trie.jump == 1
+    found, expected = (
+        make_search(model, beam_size=5)(params, text_batch(), TrieConstraint(which))
+        for which in (trie, dataclasses.replace(trie, jump=None))
+    )
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)

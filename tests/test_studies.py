@@ -1,10 +1,12 @@
 """The studies: which runs they are made of, and how their figures are summed up."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from benchmarks import studies, study_plots
+from dsi_jax import gin_utils
 from dsi_jax.data import corpora
 from tests.small_corpus import write_corpus
 
@@ -25,6 +27,16 @@ def test_ablations_vary_one_factor_with_every_seed_and_cross_them_once(tmp_path)
     assert len({run.name for run in runs}) == len(runs) == len(crossed) + 7 * 3
     twice = {cell for cell in cells if cells.count(cell) == 2}
     assert twice == {c for c in crossed if c[0] == "inputs2targets" or c[1] == "first"}
+
+
+@pytest.mark.parametrize("study", [studies.kinds, studies.image_kinds])
+def test_every_docid_kind_is_trained(study, tmp_path):
+    runs = study(tmp_path / "c", tmp_path / "d", seeds=1, steps=10)
+    shipped = {
+        file.stem for file in (Path(gin_utils.__file__).parent / "gin" / "docids").glob("*.gin")
+    }
+    pictures = study is studies.image_kinds
+    assert {run.labels["docids"] for run in runs} == shipped - ({"title"} if pictures else set())
 
 
 def test_documents_asked_twice_are_seen_unless_added(tmp_path):

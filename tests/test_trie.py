@@ -111,6 +111,30 @@ def test_the_tree_stops_where_few_documents_share_a_node():
     assert trie_lib.build_trie(make_table(many, 102)).depth == 1  # all but the last
 
 
+@settings(max_examples=100, deadline=None)
+@given(tables(), depths)
+def test_the_jump_is_where_docids_are_alone(table, depth):
+    trie = build(table, depth)
+    alone = [
+        np.unique(table.tokens[:, :level], axis=0, return_counts=True)[1].max() == 1
+        for level in range(trie.length)
+    ]  # so few documents that one with company is more than the hundredth that may have it
+    levels = [level for level in range(trie.depth, trie.length) if alone[level]]
+    possible = bool(levels) and trie.length - levels[0] >= 3
+    assert trie.jump == (levels[0] if possible else None)
+
+
+def test_few_docids_in_company_leave_the_jump_where_it_is():
+    rng = np.random.default_rng(0)
+    tokens = np.unique(rng.integers(2, 130, (20_000, 9)), axis=0)
+    first = [np.unique(tokens[:, :level], axis=0, return_counts=True)[1] for level in range(6)]
+    company = [counts[counts > 1].sum() / len(tokens) for counts in first]
+    assert company[3] <= 0.01 < company[2]
+    assert trie_lib.build_trie(make_table(tokens, 130)).jump == 3
+    digits = np.array([[2 + (n // 10**d) % 10 for d in range(3, -1, -1)] for n in range(10_000)])
+    assert trie_lib.build_trie(make_table(digits, 12)).jump is None
+
+
 def looked_up(trie, tokens):
     """The row of each docid, -1 where there is none."""
     places = trie_lib.lookup(trie, tokens)

@@ -5,11 +5,15 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from dsi_jax.decoding.constraint import Constraint
 from dsi_jax.decoding.levels import DecodeFns
 from dsi_jax.decoding.result import BeamResult
+from dsi_jax.decoding.score import score_tokens
 from dsi_jax.decoding.strategies import BeamSearch, Decoding
+
+_MOST_LOGITS = 1 << 25  # 128 MiB
 
 SearchFn = Callable[..., BeamResult]
 
@@ -37,7 +41,26 @@ def for_model(model: nn.Module, params: Any) -> DecodeFns:
     ) -> tuple[jax.Array, dict[str, Any]]:
         return model.apply({"params": params}, cache, tokens_BxM, position, method="decode_step")
 
-    return DecodeFns(init_cache, step)
+    def score(
+        cache: dict[str, Any], inputs_BxMxT: jax.Array, targets_BxMxT: jax.Array, position: int
+    ) -> jax.Array:
+        hidden_BxMxTxD, _ = model.apply(
+            {"params": params}, cache, inputs_BxMxT, position, method="decode_positions"
+        )
+
+        def of_position(args: tuple[jax.Array, jax.Array]) -> jax.Array:
+            hidden_BxMxD, targets_BxM = args
+            logits_BxMxV = model.apply({"params": params}, hidden_BxMxD, method="head")
+            return score_tokens(logits_BxMxV, targets_BxM)
+
+        # As many positions at once as keep the logits in bounds.
+        batch_size, num_beams, count = inputs_BxMxT.shape
+        logits = batch_size * num_beams * model.config.docid_vocab_size
+        by_position = jnp.moveaxis(hidden_BxMxTxD, 2, 0), jnp.moveaxis(targets_BxMxT, 2, 0)
+        at_once = min(max(_MOST_LOGITS // logits, 1), count)
+        return jax.lax.map(of_position, by_position, batch_size=at_once).sum(0)
+
+    return DecodeFns(init_cache, step, score)
 
 
 def make_search(

@@ -94,6 +94,7 @@ class _Best:
     """See `levels.Picker`: the best candidates of each query."""
 
     beam_size: int
+    jumps = True
 
     def width(self, num_beams: int, num_children: int) -> int:
         return min(self.beam_size, num_beams * num_children)

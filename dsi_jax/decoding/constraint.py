@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dsi_jax.decoding import trie as trie_lib
 from dsi_jax.decoding.filters import DocumentSets
@@ -71,6 +72,13 @@ class Constraint(Protocol):
     def spans(self) -> tuple[Span, ...]:
         """All levels, in order."""
 
+    @property
+    def jump(self) -> int | None:
+        """The level from which on beams usually have one docid left, or None.
+
+        It lies in the last span. Without one, `decided` and `rest` are not asked for.
+        """
+
     def start(self, batch_size: int) -> Any:
         """The state of one empty beam a query."""
 
@@ -83,6 +91,12 @@ class Constraint(Protocol):
         self, span: Span, level: jax.Array | int, state: Any, choice_BxM: jax.Array
     ) -> tuple[jax.Array, Any]:
         """The token, int32 [B, M], and the next state of beams that took candidate ``choice``."""
+
+    def decided(self, state: Any) -> jax.Array:
+        """Whether one docid is left of each beam, bool [B, M]; anything where not live."""
+
+    def rest(self, state: Any, level: int) -> jax.Array:
+        """The tokens from ``level`` on of beams that are decided, int32 [B, M, L - level]."""
 
     def docids(self, state: Any, tokens_BxMxL: jax.Array) -> jax.Array:
         """The place among the trie's docids of each complete beam, int32 [B, M]; -1: it is none."""
@@ -132,6 +146,10 @@ class TrieConstraint:
                 spans.append(Span(level, level + 1, width))
         return tuple(spans)
 
+    @property
+    def jump(self) -> int | None:
+        return self.trie.jump
+
     def start(self, batch_size: int) -> trie_lib.Range:
         shape = (batch_size, 1)
         return trie_lib.Range(*(jnp.broadcast_to(end, shape) for end in trie_lib.root(self.trie)))
@@ -165,6 +183,13 @@ class TrieConstraint:
         same_BxMxK = (ids_BxMxK < state.high[..., None]) & (token_BxMxK == token_BxMxK[..., :1])
         count_BxM = same_BxMxK.sum(-1, dtype=jnp.int32)  # equal tokens follow each other
         return token_BxMxK[..., 0], trie_lib.Range(id_BxM, id_BxM + count_BxM)
+
+    def decided(self, state: trie_lib.Range) -> jax.Array:
+        return state.high - state.low <= 1
+
+    def rest(self, state: trie_lib.Range, level: int) -> jax.Array:
+        levels_T = np.arange(level, self.length)
+        return trie_lib.tokens_of(self.trie, state.low[..., None], levels_T, True)
 
     def docids(self, state: trie_lib.Range, tokens_BxMxL: jax.Array) -> jax.Array:
         del tokens_BxMxL  # the range holds the docid alone
@@ -247,6 +272,10 @@ class Free:
     @property
     def spans(self) -> tuple[Span, ...]:
         return (Span(0, self.length, self.vocab_size),)
+
+    @property
+    def jump(self) -> int | None:
+        return None
 
     def start(self, batch_size: int) -> jax.Array:
         return jnp.zeros((batch_size, 1), bool)

@@ -87,6 +87,7 @@ class Pooling:
 
     beam_size: int
     options: AsGenerate
+    jumps = False
 
     def width(self, num_beams: int, num_children: int) -> int:
         return min(self.beam_size, num_beams * num_children)

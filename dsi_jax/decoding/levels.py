@@ -3,7 +3,9 @@
 The first step decodes one beam, and beams multiply only as fast as whoever picks among the
 candidates lets them: these levels are programs of their own. Once there are as many beams as there
 will be, levels of like width are one program in a loop, so that the time to compile does not grow
-with L. Trace it under one ``jit`` with the model (`dsi_jax.decoding.adapter.make_search`).
+with L. Where every beam has one docid left, all tokens to come are known: the loop ends, and one
+pass of the decoder scores them. Trace it under one ``jit`` with the model
+(`dsi_jax.decoding.adapter.make_search`).
 """
 
 import functools
@@ -26,10 +28,14 @@ class DecodeFns(NamedTuple):
         beams of a query and left alone.
       step: ``(cache, tokens int32 [B, M], position int32 []) -> (logits [B, M, V], cache)``,
         where ``tokens`` are the decoder's inputs at ``position``, 0 (pad) at the first.
+      score: ``(cache, inputs int32 [B, M, T], targets int32 [B, M, T], position) -> float32
+        [B, M]``, the sum of the log-probabilities of ``targets`` (of pads: 0) after ``inputs`` at
+        ``position`` and the positions that follow. None: all levels are decoded one by one.
     """
 
     init_cache: Callable[[Any, Any, int, int], dict[str, Any]]
     step: Callable[[dict[str, Any], jax.Array, jax.Array], tuple[jax.Array, dict[str, Any]]]
+    score: Callable[[dict[str, Any], jax.Array, jax.Array, int], jax.Array] | None = None
 
 
 class Beams(NamedTuple):
@@ -64,7 +70,14 @@ class Level(NamedTuple):
 
 
 class Picker(Protocol):
-    """Picks the candidates that become the next beams."""
+    """Picks the candidates that become the next beams.
+
+    Attributes:
+      jumps: whether levels may be left out at which each beam has one candidate: their scores are
+        added to those of the last.
+    """
+
+    jumps: bool
 
     def width(self, num_beams: int, num_children: int) -> int:
         """The beams after a level of which there were `num_beams`, each with so many children."""
@@ -120,13 +133,83 @@ def decode_levels(
         while number < span.stop and _grows(pick, carry[0], span):
             carry = decode_level(span, number, carry)
             number += 1
+        body = functools.partial(decode_level, span)
+        jump = _jump_from(number, span, constraint, decode, pick)
         if number + 1 == span.stop:  # a loop of one level would copy the cache for nothing
-            carry = decode_level(span, number, carry)
+            carry = body(number, carry)
+        elif jump is not None:
+            pass_over = functools.partial(
+                _pass_over, decode, constraint, pick, span, jump, renormalize
+            )
+            carry = _loop_or_jump(number, span, jump, constraint, body, pass_over, carry)
         elif number < span.stop:
-            body = functools.partial(decode_level, span)
             carry = jax.lax.fori_loop(number, span.stop, body, _caught_up(*carry))
     beams, _, extra = carry
     return beams, extra
+
+
+def _jump_from(
+    number: int, span: Span, constraint: Constraint, decode: DecodeFns, pick: Picker
+) -> int | None:
+    """The level from which on levels may be passed over; None: from none."""
+    possible = constraint.jump is not None and decode.score is not None and pick.jumps
+    if not possible or span.stop != constraint.length:
+        return None
+    level = max(constraint.jump, number)
+    return level if span.stop - level > 1 else None
+
+
+def _loop_or_jump(
+    number: int,
+    span: Span,
+    jump: int,
+    constraint: Constraint,
+    body: Callable[[jax.Array, tuple], tuple],
+    pass_over: Callable[[tuple], tuple],
+    carry: tuple,
+) -> tuple:
+    """Levels one by one to the end of the span, or to `jump` if all beams are decided there."""
+
+    def goes_on(state: tuple) -> jax.Array:
+        level, (beams, _, _) = state
+        decided = (constraint.decided(beams.state) | ~beams.live).all()
+        return (level < span.stop) & ~((level == jump) & decided)
+
+    def go_on(state: tuple) -> tuple:
+        level, carry = state
+        return level + 1, body(level, carry)
+
+    state = jnp.int32(number), _caught_up(*carry)
+    level, (beams, cache, extra) = jax.lax.while_loop(goes_on, go_on, state)
+    beams, extra = jax.lax.cond(
+        level < span.stop, pass_over, lambda carry: (carry[0], carry[2]), (beams, cache, extra)
+    )
+    return beams, cache, extra
+
+
+def _pass_over(
+    decode: DecodeFns,
+    constraint: Constraint,
+    pick: Picker,
+    span: Span,
+    start: int,
+    renormalize: bool,
+    carry: tuple,
+) -> tuple[Beams, Any]:
+    """The beams after the last level, of which each has one docid left at level `start`."""
+    beams, cache, extra = carry
+    cache = {**cache, "self": follow(cache["self"], beams.parent)}
+    targets_BxMxT = constraint.rest(beams.state, start)
+    beams = beams._replace(tokens=beams.tokens.at[:, :, start:].set(targets_BxMxT))
+    scores_BxM = beams.scores
+    if not renormalize:  # else the only child of a node has the probability 1
+        inputs_BxMxT = jnp.concatenate([beams.last[..., None], targets_BxMxT[..., :-1]], axis=-1)
+        scores_BxM += decode.score(cache, inputs_BxMxT, targets_BxMxT, start)
+    # To whoever picks, it is the last level, with one candidate for each beam.
+    only_BxMx1 = beams.live[..., None]
+    candidates = Candidates(jnp.zeros(only_BxMx1.shape), only_BxMx1, ~only_BxMx1)
+    level = Level(span, span.stop - 1, beams, candidates, scores_BxM[..., None], constraint)
+    return pick(level, extra)
 
 
 def next_logits(

@@ -80,6 +80,7 @@ class _Draw:
 
     num_samples: int
     temperature: float
+    jumps = True
 
     def width(self, num_beams: int, num_children: int) -> int:
         del num_beams, num_children

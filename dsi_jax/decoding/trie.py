@@ -25,6 +25,8 @@ from dsi_jax.docids.table import DocidTable
 # the same branching shares one compilation.
 _SMALLEST_ARRAY = 256
 _MOST_SHARED = 16  # docids below a node from which on the tree stops and the docids are read
+_MOST_IN_COMPANY = 0.01  # share of docids with a neighbour below their node where a jump pays
+_SHORTEST_JUMP = 3  # levels; fewer are not worth compiling another pass of the decoder
 _BYTE = 8
 
 
@@ -55,6 +57,8 @@ class Trie:
         ``rows[runs[i]:runs[i + 1]]``. Padded with N.
       widths: for each level, a number of ids that no range there exceeds.
       depth: the levels of edges; the first level that is read from `tails`.
+      jump: the level before which nearly every docid is the only one below its node, so that all
+        later tokens of a beam are known; None: there is none that leaves enough levels.
       vocab_size: V.
     """
 
@@ -66,6 +70,7 @@ class Trie:
     runs: np.ndarray | jax.Array | None
     widths: tuple[int, ...] = flax.struct.field(pytree_node=False)
     depth: int = flax.struct.field(pytree_node=False)
+    jump: int | None = flax.struct.field(pytree_node=False)
     vocab_size: int = flax.struct.field(pytree_node=False)
 
     @property
@@ -116,7 +121,7 @@ def build_trie(table: DocidTable, depth: int | None = None, rows: np.ndarray | N
         opens[1:] = (tokens_UxL[1:] != tokens_UxL[:-1]).any(axis=1)
         runs = np.flatnonzero(opens)
         tokens_UxL = tokens_UxL[runs]
-    edges, indptr, widths, repeats = _levels(tokens_UxL, depth)
+    edges, indptr, widths, company, repeats = _levels(tokens_UxL, depth)
     if len(repeats):
         _raise_duplicate(table, order, int(repeats[0]))
     num_edges = sum(map(len, edges))
@@ -133,18 +138,20 @@ def build_trie(table: DocidTable, depth: int | None = None, rows: np.ndarray | N
         runs=None if runs is None else _padded([runs, [count]], np.int32, count),
         widths=tuple(map(_width_bucket, widths)),
         depth=len(edges),
+        jump=_jump(company, len(edges), tokens_UxL.shape),
         vocab_size=table.vocab_size,
     )
 
 
 def _levels(
     tokens_UxL: np.ndarray, depth: int | None
-) -> tuple[list[np.ndarray], list[np.ndarray], list[int], np.ndarray]:
+) -> tuple[list[np.ndarray], list[np.ndarray], list[int], list[int], np.ndarray]:
     """What describes the levels of sorted docids.
 
     Returns:
       The edges' tokens, a part a level down to `Trie.depth`; `Trie.indptr` in parts; the widths of
-      all levels; and the places of docids that equal the one before.
+      all levels; for each level from `depth` on, how many docids have another one below their node;
+      and the places of docids that equal the one before.
     """
     count, length = tokens_UxL.shape
     # Whether a docid differs from the one before it in the levels seen so far, that is, whether it
@@ -169,18 +176,29 @@ def _levels(
         num_edges += len(below)
         first = below
     indptr += [num_edges + first, [num_edges + count]]
+    company = []
     tied = np.flatnonzero(~opens_U)  # places that are below one node with the place before
     for column_U in tokens_UxL[:, len(edges) :].T:
-        widths.append(most)
+        runs = _runs(tied)
+        company.append(len(tied) + len(runs))  # each run follows a docid that is no part of it
+        widths.append(1 + int(runs.max(initial=0)))
         tied = tied[column_U[tied] == column_U[tied - 1]]
-        most = 1 + _longest_run(tied)
-    return edges, indptr, widths, tied
+    return edges, indptr, widths, company, tied
 
 
-def _longest_run(places: np.ndarray) -> int:
-    """The most places that follow each other without a gap."""
+def _jump(company: list[int], depth: int, shape: tuple[int, int]) -> int | None:
+    """See `Trie.jump`."""
+    count, length = shape
+    for level, in_company in enumerate(company, depth):
+        if in_company <= _MOST_IN_COMPANY * count:
+            return level if length - level >= _SHORTEST_JUMP else None
+    return None
+
+
+def _runs(places: np.ndarray) -> np.ndarray:
+    """The lengths of the runs of places that follow each other without a gap."""
     starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
-    return int(np.diff(starts, append=len(places)).max(initial=0))
+    return np.diff(starts, append=len(places))
 
 
 def _packed_tails(tokens_UxT: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -221,7 +239,7 @@ def tokens_of(trie: Trie, ids: jax.Array, level: jax.Array | int, in_tails: bool
       trie: the trie.
       ids: int32 [...].
       level: below `depth` if `in_tails`, else not looked at.
-      in_tails: whether ids are docids.
+      in_tails: whether ids are docids; then the level may be an array that ids broadcast with.
     """
     if not in_tails:
         return jnp.take(trie.tokens, ids, mode="clip").astype(jnp.int32)
@@ -229,7 +247,7 @@ def tokens_of(trie: Trie, ids: jax.Array, level: jax.Array | int, in_tails: bool
     start = (level - trie.depth) * bits
     byte, shift = start // _BYTE, start % _BYTE
     whole = bits % _BYTE == 0
-    value = jnp.zeros(ids.shape, jnp.uint32)
+    value = jnp.uint32(0)
     tails = jnp.asarray(trie.tails)
     for number in range(bits // _BYTE if whole else -(-(bits + _BYTE - 1) // _BYTE)):
         part = tails.at[ids - trie.first_leaf, byte + number].get(mode="clip")

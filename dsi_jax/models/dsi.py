@@ -208,7 +208,7 @@ class DSIModel(nn.Module):
         embedded_BxLxD = self._output_embedder(tokens)
         embedded_BxLxD = nn.with_logical_constraint(embedded_BxLxD, ("batch", "length", "embed"))
         hidden_BxLxD = self.decoder(embedded_BxLxD, memory, mask, deterministic=deterministic)
-        return nn.with_logical_constraint(self._head(hidden_BxLxD), ("batch", "length", "vocab"))
+        return nn.with_logical_constraint(self.head(hidden_BxLxD), ("batch", "length", "vocab"))
 
     def init_cache(
         self, memory: jax.Array, mask: jax.Array, *, num_beams: int, length: int
@@ -243,11 +243,35 @@ class DSIModel(nn.Module):
         Returns:
           Logits float32 [B, M, V], and the cache with `position` written.
         """
+        hidden_BxMx1xD, cache = self.decode_positions(cache, tokens[..., None], position)
+        return self.head(hidden_BxMx1xD[:, :, 0]), cache
+
+    def decode_positions(
+        self, cache: dict[str, Any], tokens: jax.Array, position: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        """Several positions of all beams in one pass, without the head.
+
+        Args:
+          cache: as for `decode_step`.
+          tokens: int32 [B, M, T], each beam's decoder inputs at `position` and those after it.
+          position: int32 scalar, the first, in [0, L - T].
+
+        Returns:
+          Hidden states [B, M, T, D] for `head`, and the cache with the positions written.
+        """
         own, cross = cache["self"], cache["cross"]
-        hidden_BxMxD, own = self.decoder.step(
-            self._output_embedder(tokens), own, cross, cross["mask"], position
+        inputs_BxQ = tokens.reshape(len(tokens), -1)
+        hidden_BxQxD, own = self.decoder.step(
+            self._output_embedder(inputs_BxQ), own, cross, cross["mask"], position
         )
-        return self._head(hidden_BxMxD), {"self": own, "cross": cross}
+        return hidden_BxQxD.reshape(*tokens.shape, -1), {"self": own, "cross": cross}
+
+    def head(self, hidden: jax.Array) -> jax.Array:
+        """Logits float32 [..., V] of the decoder's hidden states [..., D]."""
+        if not self.config.t5.tie_embeddings:
+            return self.decoder.logits_dense(hidden)
+        # In the operand rather than the result: D is smaller than V.
+        return self._output_embedder.attend(hidden * self.config.t5.emb_dim**-0.5)
 
     @property
     def path_rules(self) -> tuple[tuple[str, tuple], ...]:
@@ -258,9 +282,3 @@ class DSIModel(nn.Module):
     def _output_embedder(self) -> layers.Embedder:
         compact = self.config.docid_space == COMPACT_SPACE
         return self.docid_embedder if compact else self.token_embedder
-
-    def _head(self, hidden: jax.Array) -> jax.Array:
-        if not self.config.t5.tie_embeddings:
-            return self.decoder.logits_dense(hidden)
-        # In the operand rather than the result: D is smaller than V.
-        return self._output_embedder.attend(hidden * self.config.t5.emb_dim**-0.5)

@@ -1,7 +1,8 @@
 """Layers of T5 (Raffel et al., 2020, https://arxiv.org/abs/1910.10683) with logical axes.
 
-Shape letters: B batch, M beams, Q queries (decoder positions, or beams in a cached step), K keys,
-L docid length, S source tokens, D width, H heads, P head size, F mlp width, V vocabulary.
+Shape letters: B batch, M beams, Q queries (decoder positions, or those of all beams in a cached
+step), K keys, L docid length, T positions of a cached step, S source tokens, D width, H heads, P
+head size, F mlp width, V vocabulary.
 
 Parameters are float32 and carry T5X's logical axis names. Matrix products run in `dtype`;
 statistics of layer norms, attention logits, softmax and output logits are always float32.
@@ -252,27 +253,35 @@ class Attention(nn.Module):
 
     def attend_own_beam(
         self,
-        query_BxMxHxP: jax.Array,
+        query_BxMxTxHxP: jax.Array,
         key_BxMxLxHxP: jax.Array,
         value_BxMxLxHxP: jax.Array,
-        bias_HxL: jax.Array,
+        bias_HxTxL: jax.Array,
     ) -> jax.Array:
         """One decoding step in which every beam attends to its own keys.
 
         Args:
-          query_BxMxHxP: queries of the current position.
+          query_BxMxTxHxP: queries of the current positions.
           key_BxMxLxHxP: keys of all positions; those to come are hidden by the bias.
           value_BxMxLxHxP: their values.
-          bias_HxL: float32, position bias and causal mask of the current position.
+          bias_HxTxL: float32, position bias and causal mask of the current positions.
 
         Returns:
-          [B, M, D].
+          [B, M, T, D].
         """
-        logits_BxMxHxL = jnp.einsum(
-            "BMHP,BMLHP->BMHL", query_BxMxHxP, key_BxMxLxHxP, preferred_element_type=jnp.float32
+        if query_BxMxTxHxP.shape[2] == 1:  # products of matrices with one row are slower on CPUs
+            query_BxMxHxP = query_BxMxTxHxP[:, :, 0]
+            logits_BxMxHxL = jnp.einsum(
+                "BMHP,BMLHP->BMHL", query_BxMxHxP, key_BxMxLxHxP, preferred_element_type=jnp.float32
+            )
+            weights_BxMxHxL = jax.nn.softmax(logits_BxMxHxL + bias_HxTxL[:, 0]).astype(self.dtype)
+            y_BxMxHxP = jnp.einsum("BMHL,BMLHP->BMHP", weights_BxMxHxL, value_BxMxLxHxP)
+            return self._join(y_BxMxHxP)[:, :, None]
+        logits_BxMxHxTxL = jnp.einsum(
+            "BMTHP,BMLHP->BMHTL", query_BxMxTxHxP, key_BxMxLxHxP, preferred_element_type=jnp.float32
         )
-        weights_BxMxHxL = jax.nn.softmax(logits_BxMxHxL + bias_HxL).astype(self.dtype)
-        return self._join(jnp.einsum("BMHL,BMLHP->BMHP", weights_BxMxHxL, value_BxMxLxHxP))
+        weights_BxMxHxTxL = jax.nn.softmax(logits_BxMxHxTxL + bias_HxTxL).astype(self.dtype)
+        return self._join(jnp.einsum("BMHTL,BMLHP->BMTHP", weights_BxMxHxTxL, value_BxMxLxHxP))
 
     def _split(self, x: jax.Array) -> jax.Array:
         x = x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
@@ -360,12 +369,14 @@ class RelativePositionBias(nn.Module):
         flat = flat[:, length - 1 :][:, : length * (width - 1)]
         return flat.reshape(heads, length, width - 1)[None, :, :, :length]
 
-    def step(self, position: jax.Array, length: int) -> jax.Array:
-        """Row `position` (int32 scalar) of the decoder's bias, float32 [H, length]."""
+    def step(self, position: jax.Array, count: int, length: int) -> jax.Array:
+        """Rows of the decoder's bias from `position` (int32) on, float32 [H, count, length]."""
         keys = np.arange(length)
         buckets = self._buckets(keys[None, :] - keys[:, None])
-        bias = jnp.take(self.rel_embedding, jnp.asarray(buckets)[position], axis=1)
-        return jnp.where(keys > position, MASKED_LOGIT, bias)
+        rows_TxL = jax.lax.dynamic_slice_in_dim(jnp.asarray(buckets), position, count)
+        queries_Tx1 = position + np.arange(count)[:, None]
+        bias_HxTxL = jnp.take(self.rel_embedding, rows_TxL, axis=1)
+        return jnp.where(keys > queries_Tx1, MASKED_LOGIT, bias_HxTxL)
 
     def _buckets(self, distances: np.ndarray) -> np.ndarray:
         return relative_position_buckets(

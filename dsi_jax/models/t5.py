@@ -2,7 +2,8 @@
 
 v1.0 has a ReLU mlp and ties the output head to the token embeddings; v1.1 has a gated-GELU mlp and
 a head of its own. Parameter paths, initial values and dropout are T5X's. Shape letters as in
-`dsi_jax.models.layers`, and N layers.
+`dsi_jax.models.layers`, and N layers. A cached step's Q = M T inputs are the T positions of the
+first beam, then those of the next.
 
 With `scan_layers` one layer is compiled and scanned over N sets of parameters, so that compile time
 does not grow with depth. As in T5X's scalable_t5 the layers lie under `encoder/encoder` and
@@ -209,45 +210,52 @@ class DecoderLayer(nn.Module):
 
     def step(
         self,
-        x_BxMxD: jax.Array,
-        bias_HxL: jax.Array | None,
+        x_BxQxD: jax.Array,
+        bias_HxTxL: jax.Array | None,
         own: LayerCache,
         cross: LayerCache,
         mask_BxS: jax.Array,
         position: jax.Array,
     ) -> tuple[jax.Array, LayerCache]:
-        """One position of all beams.
+        """T positions of all beams.
 
         Args:
-          x_BxMxD: the current position's input.
-          bias_HxL: row of the self-attention's bias, None where the layer has its own.
+          x_BxQxD: the inputs of the positions.
+          bias_HxTxL: rows of the self-attention's bias, None where the layer has its own.
           own: {"key", "value"}, each [B, M, L, H, P], filled up to `position`.
           cross: as from `project_memory`; the beams share it, being its queries' positions.
           mask_BxS: the memory's mask.
-          position: int32 scalar.
+          position: int32 scalar, the first.
 
         Returns:
-          [B, M, D], and `own` with the current position written.
+          [B, Q, D], and `own` with the positions written.
         """
+        beams, length = own["key"].shape[1:3]
+        count = x_BxQxD.shape[1] // beams
         if self.config.relpos_per_layer:
-            bias_HxL = self.relpos_bias.step(position, own["key"].shape[2])
+            bias_HxTxL = self.relpos_bias.step(position, count, length)
+
+        def each_beam(x_BxQxHxP: jax.Array) -> jax.Array:
+            return x_BxQxHxP.reshape(-1, beams, count, *x_BxQxHxP.shape[2:])
+
         attention = self.self_attention
-        y_BxMxD = self.pre_self_attention_layer_norm(x_BxMxD)
-        key_BxMxHxP, value_BxMxHxP = attention.project_key_value(y_BxMxD)
+        y_BxQxD = self.pre_self_attention_layer_norm(x_BxQxD)
+        key_BxQxHxP, value_BxQxHxP = attention.project_key_value(y_BxQxD)
         own = {
-            "key": _write(own["key"], key_BxMxHxP, position),
-            "value": _write(own["value"], value_BxMxHxP, position),
+            "key": _write(own["key"], each_beam(key_BxQxHxP), position),
+            "value": _write(own["value"], each_beam(value_BxQxHxP), position),
         }
-        query_BxMxHxP = attention.project_query(y_BxMxD)
-        x_BxMxD += attention.attend_own_beam(query_BxMxHxP, own["key"], own["value"], bias_HxL)
+        query_BxMxTxHxP = each_beam(attention.project_query(y_BxQxD))
+        y_BxMxTxD = attention.attend_own_beam(query_BxMxTxHxP, own["key"], own["value"], bias_HxTxL)
+        x_BxQxD += y_BxMxTxD.reshape(x_BxQxD.shape)
 
         attention = self.encoder_decoder_attention
-        query_BxMxHxP = attention.project_query(self.pre_cross_attention_layer_norm(x_BxMxD))
-        x_BxMxD += attention.attend(
-            query_BxMxHxP, cross["key"], cross["value"], mask_BxK=mask_BxS, deterministic=True
+        query_BxQxHxP = attention.project_query(self.pre_cross_attention_layer_norm(x_BxQxD))
+        x_BxQxD += attention.attend(
+            query_BxQxHxP, cross["key"], cross["value"], mask_BxK=mask_BxS, deterministic=True
         )
-        x_BxMxD += self.mlp(self.pre_mlp_layer_norm(x_BxMxD), deterministic=True)
-        return x_BxMxD, own
+        x_BxQxD += self.mlp(self.pre_mlp_layer_norm(x_BxQxD), deterministic=True)
+        return x_BxQxD, own
 
 
 class Encoder(nn.Module):
@@ -377,36 +385,37 @@ class Decoder(nn.Module):
 
     def step(
         self,
-        embedded_BxMxD: jax.Array,
+        embedded_BxQxD: jax.Array,
         own: dict[str, LayerCache],
         cross: dict[str, LayerCache],
         mask_BxS: jax.Array,
         position: jax.Array,
     ) -> tuple[jax.Array, dict[str, LayerCache]]:
-        """One position of all beams; see `DecoderLayer.step`. Never applies dropout."""
-        length = next(iter(own.values()))["key"].shape[-3]
-        bias_HxL = None
+        """T positions of all beams; see `DecoderLayer.step`. Never applies dropout."""
+        shape = next(iter(own.values()))["key"].shape
+        bias_HxTxL = None
         if not self.config.relpos_per_layer:
-            bias_HxL = self.relpos_bias.step(position, length)
+            count = embedded_BxQxD.shape[1] // shape[1]
+            bias_HxTxL = self.relpos_bias.step(position, count, shape[-3])
 
         def apply(
-            layer: DecoderLayer, x_BxMxD: jax.Array, own: LayerCache, cross: LayerCache
+            layer: DecoderLayer, x_BxQxD: jax.Array, own: LayerCache, cross: LayerCache
         ) -> tuple[jax.Array, LayerCache]:
-            return layer.step(x_BxMxD, bias_HxL, own, cross, mask_BxS, position)
+            return layer.step(x_BxQxD, bias_HxTxL, own, cross, mask_BxS, position)
 
-        x_BxMxD, updated = embedded_BxMxD, {}
+        x_BxQxD, updated = embedded_BxQxD, {}
         if self.config.scan_layers:
             scan = _scan_with_cache(apply, self.config.num_decoder_layers)
-            x_BxMxD, updated["layers"] = scan(self.decoder, x_BxMxD, own["layers"], cross["layers"])
+            x_BxQxD, updated["layers"] = scan(self.decoder, x_BxQxD, own["layers"], cross["layers"])
         else:
             for index, layer in enumerate(self.layers):
                 name = f"layers_{index}"
-                x_BxMxD, updated[name] = apply(layer, x_BxMxD, own[name], cross[name])
-        return self.decoder_norm(x_BxMxD), updated
+                x_BxQxD, updated[name] = apply(layer, x_BxQxD, own[name], cross[name])
+        return self.decoder_norm(x_BxQxD), updated
 
 
-def _write(cache_BxMxLxHxP: jax.Array, new_BxMxHxP: jax.Array, position: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(cache_BxMxLxHxP, new_BxMxHxP, position, axis=2)
+def _write(cache_BxMxLxHxP: jax.Array, new_BxMxTxHxP: jax.Array, position: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(cache_BxMxLxHxP, new_BxMxTxHxP, position, axis=2)
 
 
 def _scan(apply: Callable[..., Any], depth: int, in_axes: Any = 0) -> Callable[..., Any]:
