@@ -23,7 +23,7 @@ from dsi_jax.decoding.constraint import Free, TrieConstraint
 from dsi_jax.decoding.score import score_docids
 from dsi_jax.decoding.trie import build_trie
 from dsi_jax.docids.table import FIRST_CODE, DocidTable, token_dtype
-from dsi_jax.models import sizes
+from dsi_jax.models import sizes, transposing
 from dsi_jax.models.dsi import DSIConfig, DSIModel, shift_right
 from dsi_jax.searcher import text_batch
 
@@ -103,7 +103,10 @@ class Decoders:
         trie = build_trie(table)
         trie = jax.device_put(trie if jump else dataclasses.replace(trie, jump=None))
         constraint = Free(trie) if free else TrieConstraint(trie)
-        search, params = make_search(self._model(space), beam_size=beam_size), self._params(space)
+        model, params = self._model(space), self._params(space)
+        if transposing.pays():  # as a `Retriever` does
+            model, params = transposing.for_search(model, params)
+        search = make_search(model, beam_size=beam_size)
 
         def run() -> Found:
             result = search(params, self.batch, constraint)

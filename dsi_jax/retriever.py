@@ -30,6 +30,8 @@ from dsi_jax.inputs import pad_rows
 from dsi_jax.methods.base import Collection, Method
 from dsi_jax.methods.dsi import DSI
 from dsi_jax.methods.registry import method_of
+from dsi_jax.models import transposing
+from dsi_jax.models.dsi import DSIModel
 from dsi_jax.models.streams import IMAGE, TEXT
 from dsi_jax.training import checkpoints
 
@@ -59,7 +61,7 @@ class Retriever:
     """Searches one trained index. `load` is the usual way to make one.
 
     Attributes:
-      model: the model.
+      model: the model; on CPUs with transposed kernels (`dsi_jax.models.transposing`).
       params: its parameters.
       collection: docids, texts and tokenizer.
       documents: keys, titles and texts to show, or None where they are not stored beside the model.
@@ -85,6 +87,8 @@ class Retriever:
         self.step = step
         self.metadata = dict(metadata or {})
         self.method = method
+        if isinstance(model, DSIModel) and transposing.pays():
+            model, params = transposing.for_search(model, params)
         self.model = model
         self.params = jax.device_put(params)
         self.collection = collection

@@ -13,6 +13,7 @@ from flax import traverse_util
 import gin
 from dsi_jax import gin_utils
 from dsi_jax.docids.naive import NaiveString
+from dsi_jax.models import transposing
 from dsi_jax.models.clip_config import ClipTextConfig, ClipVisionConfig
 from dsi_jax.models.dsi import DSIConfig, DSIModel, shift_right
 from dsi_jax.models.streams import interleave
@@ -94,6 +95,18 @@ def params():
         return np.float32(mean + 0.3 * rng.standard_normal(leaf.shape))
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def test_transposed_kernels_leave_the_towers_alone(params):
+    model, batch = make_model(), make_batch()
+    turned_model, turned = transposing.for_search(model, params)
+    for name in ("text_tower", "image_tower"):
+        jax.tree.map(lambda a, b: np.testing.assert_(a is b), turned[name], params[name])
+    logits = [
+        jax.jit(functools.partial(which.apply, deterministic=True))({"params": own}, batch)
+        for which, own in ((model, params), (turned_model, turned))
+    ]
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_reach_both_towers_and_the_decoder(params):

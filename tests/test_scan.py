@@ -14,7 +14,7 @@ from dsi_jax.decoding.adapter import make_search
 from dsi_jax.decoding.constraint import TrieConstraint
 from dsi_jax.decoding.trie import build_trie
 from dsi_jax.docids.naive import NaiveString
-from dsi_jax.models import stacking
+from dsi_jax.models import stacking, transposing
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.training.optimizers import Adafactor, AdamW
@@ -289,3 +289,26 @@ def test_updates_are_those_of_the_layers_one_by_one(optimizer) -> None:
     found = trained(params, stacking.stack_layers)
     expected = trained(stacking.unstack_layers(params), stacking.unstack_layers)
     assert_close(stacking.unstack_layers(found), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("t5", [V1_0, V1_1, UMT5], ids=["v1_0", "v1_1", "umt5"])
+def test_transposed_kernels_compute_the_same(t5: T5Config, scan: bool) -> None:
+    model, params, batch = model_of(t5, scan=scan), random_params(t5), random_batch()
+    if scan:
+        params = stacking.stack_layers(params)
+    turned_model, turned = transposing.for_search(model, params)
+    expected = jax.jit(functools.partial(model.apply, deterministic=True))(
+        {"params": params}, batch
+    )
+    apply = jax.jit(functools.partial(turned_model.apply, deterministic=True))
+    np.testing.assert_allclose(apply({"params": turned}, batch), expected, rtol=1e-5, atol=1e-5)
+    # Every kernel of the stacks is turned, nothing else, and never twice.
+    initial = jax.eval_shape(functools.partial(turned_model.init, deterministic=True),
+                             jax.random.key(0), batch)["params"]  # fmt: skip
+    shapes = functools.partial(jax.tree.map, jnp.shape)
+    assert shapes(turned) == shapes(nn.meta.unbox(initial))
+    again_model, again = transposing.for_search(turned_model, turned)
+    assert again_model == turned_model
+    assert shapes(again) == shapes(turned)
+    assert T5Config.from_json(turned_model.config.t5.to_json()) == model.config.t5

@@ -48,6 +48,7 @@ class Dense(nn.Module):
       kernel_init: initialiser of the kernel.
       dtype: dtype of the product's operands.
       output_dtype: dtype of the result and of the accumulation; `dtype` if None.
+      transposed: whether the kernel is [output, input], see `dsi_jax.models.transposing`.
     """
 
     features: int
@@ -55,19 +56,20 @@ class Dense(nn.Module):
     kernel_init: Initializer = fan_in_truncated
     dtype: DTypeLike = jnp.float32
     output_dtype: DTypeLike | None = None
+    transposed: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [..., input] to [..., features]."""
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(self.kernel_init, self.axes),
-            (x.shape[-1], self.features),
-            jnp.float32,
-        )
-        return jnp.dot(
+        shape, axes, init = (x.shape[-1], self.features), self.axes, self.kernel_init
+        if self.transposed:
+            shape, axes = shape[::-1], axes[::-1]
+            init = lambda key, shape, dtype: self.kernel_init(key, shape[::-1], dtype).T  # noqa: E731
+        kernel = self.param("kernel", nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+        return jax.lax.dot_general(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
+            (((x.ndim - 1,), (int(self.transposed),)), ((), ())),
             preferred_element_type=self.output_dtype,
         )
 
@@ -135,12 +137,14 @@ class Mlp(nn.Module):
       activations: names in ACTIVATIONS; one names the kernel `wi`, more `wi_0`, `wi_1`, ...
       dropout_rate: rate on the hidden units.
       dtype: dtype of the products.
+      transposed: see `Dense`.
     """
 
     mlp_dim: int
     activations: Sequence[str]
     dropout_rate: float
     dtype: DTypeLike = jnp.float32
+    transposed: bool = False
 
     @nn.compact
     def __call__(self, x_BxQxD: jax.Array, *, deterministic: bool) -> jax.Array:
@@ -149,7 +153,7 @@ class Mlp(nn.Module):
         hidden_BxQxF: jax.Array | None = None
         for index, activation in enumerate(self.activations):
             name = f"wi_{index}" if gated else "wi"
-            dense = Dense(self.mlp_dim, ("embed", "mlp"), dtype=self.dtype, name=name)
+            dense = self._dense(self.mlp_dim, ("embed", "mlp"), name)
             branch_BxQxF = ACTIVATIONS[activation](dense(x_BxQxD))
             if hidden_BxQxF is None:
                 hidden_BxQxF = branch_BxQxF
@@ -157,7 +161,10 @@ class Mlp(nn.Module):
                 hidden_BxQxF = hidden_BxQxF * branch_BxQxF
         hidden_BxQxF = shared_along_length(self.dropout_rate)(hidden_BxQxF, deterministic)
         hidden_BxQxF = nn.with_logical_constraint(hidden_BxQxF, ("batch", "length", "mlp"))
-        return Dense(x_BxQxD.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="wo")(hidden_BxQxF)
+        return self._dense(x_BxQxD.shape[-1], ("mlp", "embed"), "wo")(hidden_BxQxF)
+
+    def _dense(self, features: int, axes: tuple[str, str], name: str) -> Dense:
+        return Dense(features, axes, dtype=self.dtype, transposed=self.transposed, name=name)
 
 
 class Attention(nn.Module):
@@ -172,6 +179,7 @@ class Attention(nn.Module):
       features: width D of the output.
       dropout_rate: rate on the attention weights.
       dtype: dtype of the products.
+      transposed: see `Dense`.
     """
 
     num_heads: int
@@ -179,15 +187,20 @@ class Attention(nn.Module):
     features: int
     dropout_rate: float
     dtype: DTypeLike = jnp.float32
+    transposed: bool = False
 
     def setup(self) -> None:
         joined = self.num_heads * self.head_dim
         axes = ("embed", "joined_kv")
         query_init = nn.initializers.variance_scaling(1.0 / self.head_dim, "fan_in", "normal")
-        self.query = Dense(joined, axes, query_init, self.dtype)
-        self.key = Dense(joined, axes, fan_in_normal, self.dtype)
-        self.value = Dense(joined, axes, fan_in_normal, self.dtype)
-        self.out = Dense(self.features, ("joined_kv", "embed"), fan_in_normal, self.dtype)
+
+        def dense(features: int, axes: tuple[str, str], init: Initializer) -> Dense:
+            return Dense(features, axes, init, self.dtype, transposed=self.transposed)
+
+        self.query = dense(joined, axes, query_init)
+        self.key = dense(joined, axes, fan_in_normal)
+        self.value = dense(joined, axes, fan_in_normal)
+        self.out = dense(self.features, ("joined_kv", "embed"), fan_in_normal)
         self.dropout = shared_along_length(self.dropout_rate)
 
     def project_query(self, x_BxQxD: jax.Array) -> jax.Array:

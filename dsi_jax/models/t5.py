@@ -50,6 +50,8 @@ class T5Config:
       relpos_buckets: buckets of relative positions.
       relpos_max_distance: distance from which on all share a bucket.
       layer_norm_epsilon: added to the mean square.
+      transposed_kernels: kernels are [output, input], only ever in memory; see
+        `dsi_jax.models.transposing`.
 
     Raises:
       ValueError: a value is out of its range.
@@ -72,6 +74,7 @@ class T5Config:
     relpos_buckets: int = 32
     relpos_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
+    transposed_kernels: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -95,8 +98,10 @@ class T5Config:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict that `json` can write."""
-        return dataclasses.asdict(self) | {"mlp_activations": list(self.mlp_activations)}
+        """A plain dict that `json` can write; of what is written, no kernel is transposed."""
+        value = dataclasses.asdict(self) | {"mlp_activations": list(self.mlp_activations)}
+        del value["transposed_kernels"]
+        return value
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "T5Config":
@@ -328,6 +333,7 @@ class Decoder(nn.Module):
                 ("embed", "vocab"),
                 dtype=config.dtype,
                 output_dtype=jnp.float32,
+                transposed=config.transposed_kernels,
             )
 
     def __call__(
@@ -479,12 +485,23 @@ def _layer_norm(config: T5Config) -> layers.LayerNorm:
 
 def _attention(config: T5Config) -> layers.Attention:
     return layers.Attention(
-        config.num_heads, config.head_dim, config.emb_dim, config.dropout_rate, config.dtype
+        config.num_heads,
+        config.head_dim,
+        config.emb_dim,
+        config.dropout_rate,
+        config.dtype,
+        config.transposed_kernels,
     )
 
 
 def _mlp(config: T5Config) -> layers.Mlp:
-    return layers.Mlp(config.mlp_dim, config.mlp_activations, config.dropout_rate, config.dtype)
+    return layers.Mlp(
+        config.mlp_dim,
+        config.mlp_activations,
+        config.dropout_rate,
+        config.dtype,
+        config.transposed_kernels,
+    )
 
 
 def _relative_position_bias(
