@@ -82,9 +82,8 @@ def precompile(
         programs.append(report.compile_and_report(name, lowered))
         logger.info("%s: compiled in %.0f s", name, programs[-1].compile_seconds)
     found = report.Report(machine, mesh.shape, inputs.lines, tuple(programs))
-    text = f"{found}\n{_constraint_line(found)}"
-    logger.info("\n%s", text)
-    _write(found, text, checks.model_directory(config.model_dir) / "precompile")
+    logger.info("\n%s", found)
+    _write(found, checks.model_directory(config.model_dir) / "precompile")
     return 0 if found.fits else 1
 
 
@@ -202,6 +201,11 @@ def _inputs(config: TrainConfig, table: DocidTable, mesh: Mesh) -> _Inputs:
         lines += (
             "scan         FLOPs, bytes accessed and estimates are of one of the scanned layers",
         )
+    if config.evaluation is not None and config.method.decodes:
+        lines += (
+            "levels       those that a search decodes in a loop count once in FLOPs, bytes",
+            "             accessed and estimate",
+        )
     return _Inputs(program, collection, lines)
 
 
@@ -265,27 +269,9 @@ def _lowered(config: TrainConfig, inputs: _Inputs) -> Iterator[tuple[str, jax.st
         yield name, ranker.lower(program.shapes.params, queries)
 
 
-def _constraint_line(found: report.Report) -> str:
-    """What the trie costs a search, by the compiler's estimate and by the memory it touches."""
-    searches = {
-        constraint: program
-        for program in found.programs
-        for constraint in CONSTRAINTS
-        if program.name.startswith(f"search, {constraint}:")
-    }
-    if len(searches) < 2 or any(program.memory is None for program in searches.values()):
-        return ""
-    trie, free = searches["trie"], searches["free"]
-    shares = [f"{1 - free.bytes_accessed / trie.bytes_accessed:.2%} of the bytes accessed"]
-    if trie.estimate_seconds and free.estimate_seconds:
-        share = 1 - free.estimate_seconds / trie.estimate_seconds
-        shares.insert(0, f"{share:.2%} of the time by the compiler's estimate")
-    return f"\nthe constraint takes {', '.join(shares)} of a search (negative: it saves them)"
-
-
-def _write(found: report.Report, text: str, directory: Path) -> None:
+def _write(found: report.Report, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     stem = found.topology.name.replace(":", "_").replace("*", "_x")
-    (directory / f"{stem}.txt").write_text(f"{text}\n")
+    (directory / f"{stem}.txt").write_text(f"{found}\n")
     (directory / f"{stem}.json").write_text(json.dumps(found.to_json(), indent=1) + "\n")
     logger.info("report: %s", directory / f"{stem}.json")

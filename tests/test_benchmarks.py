@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,8 +29,10 @@ from benchmarks import (
     mask_op,
     static_peer,
     timing,
+    tpu_constraint,
 )
 from dsi_jax.decoding.beam import BeamResult
+from dsi_jax.decoding.constraint import Free, TrieConstraint
 
 ROOT = Path(__file__).resolve().parents[1]
 TINIEST = (
@@ -230,6 +235,60 @@ def test_masks_that_differ_stop_the_benchmark():
     mask_op.assert_equal((tokens, scores), (np.array([[7, 3]]), np.array([[-np.inf, -1.0]])))
     with pytest.raises(SystemExit, match="different children"):
         mask_op.assert_equal((tokens, scores), (np.array([[7, 3]]), np.array([[-np.inf, -2.0]])))
+
+
+def static_mask(log_probs, states, packed_csr, indptr, limit, vocab_size):
+    """What STATIC's sparse mask is documented to return, state by state."""
+    start, end = jnp.asarray(indptr)[states], jnp.asarray(indptr)[states + 1]
+    place = start[:, None] + jnp.arange(limit)
+    token, state = jnp.moveaxis(jnp.asarray(packed_csr)[place % len(packed_csr)], -1, 0)
+    scores = jnp.take_along_axis(log_probs, token % vocab_size, axis=1)
+    return jnp.where(place < end[:, None], scores, -jnp.inf), token, state
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_one_level_of_both_searches_picks_the_same_beams(level):
+    setting = tpu_constraint.Setting(queries=2, beams=12, length=4, codes=9, source=5)
+    codes = made_docids.made_codes(300, 9, 4)
+    constraint = TrieConstraint(index_build.build(codes, 9))
+    decoder = SimpleNamespace(
+        generate_and_apply_logprobs_mask=static_mask,
+        _gather_beams=lambda x, index: jax.vmap(lambda own, i: own[i])(x, index),
+    )
+    static = SimpleNamespace(decoder=decoder)
+    peer = index_of(codes, 9)._replace(max_branches=(9, 9, 9, 9))
+    trie = tpu_constraint.ours(constraint, level, setting)
+    theirs = tpu_constraint.theirs(static, peer, level, setting)
+    tpu_constraint.check(trie, theirs, peer, codes, level, setting)
+
+    fewer = TrieConstraint(index_build.build(codes[:200], 9))
+    trie = tpu_constraint.ours(fewer, level, setting)
+    with pytest.raises(SystemExit, match=f"different beams at level {level}"):
+        tpu_constraint.check(trie, theirs, peer, codes, level, setting)
+
+
+def test_what_a_constraint_adds_to_a_level_of_a_tpu():
+    cost = tpu_constraint.Cost
+    found = {
+        "free": cost(1.0, 40.0, 0.2),
+        "trie": cost(1.0, 20.0, 0.3),
+        "static": cost(1.0, 100.0, None),
+    }
+    line = tpu_constraint.fields(cost(5.0, 60.0, 0.7), found)
+    assert line["trie_share_of_bytes"] == pytest.approx(-20 / 80)
+    assert line["trie_share_of_seconds"] == pytest.approx(0.1 / 1.0)
+    assert line["static_share_of_bytes"] == pytest.approx(60 / 160)
+    assert line["static_share_of_seconds"] is None
+    assert line["step_flops"] == 5.0 and line["free_seconds"] == 0.2
+
+
+def test_a_level_is_compiled_from_shapes():
+    setting = tpu_constraint.Setting(queries=2, beams=3, length=4, codes=9, source=5)
+    compiler = tpu_constraint.Compiler(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    step = compiler.compile(*tpu_constraint.decoder_step("t5_tiny", setting))
+    codes = made_docids.made_codes(300, 9, 4)
+    free = tpu_constraint.ours(Free(index_build.build(codes, 9)), 2, setting)
+    assert step.flops > 10 * compiler.compile(*free).flops > 0
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def program(name: str, **changes) -> dict:
 @pytest.mark.parametrize(
     ("step", "expected"),
     [
-        ({}, "1 GiB, 50% | 2e+12 | 500 ms | 2 KiB | 3 KiB | 1 GiB, 50% | 500 ms | 20.0% |"),
+        ({}, "1 GiB, 50% | 2e+12 | 500 ms | 2 KiB | 3 KiB | 1 GiB, 50% | 4 KiB |"),
         ({"fits": False, "total_bytes": 4 << 30}, "| 4 GiB, 200%, does not fit |"),
         (
             {"total_bytes": None, "flops": None, "estimate_seconds": None, "problem": "9G of 2G"},
@@ -67,8 +67,8 @@ def test_a_line_of_the_table(step, expected):
         "scanned": False,
         "programs": [
             program("training step", **step),
-            program("search, trie: 64 queries"),
-            program("search, free: 64 queries", estimate_seconds=0.4),
+            program("search, trie: 64 queries", sent_bytes=4096),
+            program("search, free: 64 queries"),
         ],
     }
     head, rule, row = tpu_table.table([line]).splitlines()
