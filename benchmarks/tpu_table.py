@@ -94,9 +94,7 @@ IMAGES = ("experiments/demo_image.gin", "models/t5_1_1_base.gin", "docids/naive.
 RUNS = {
     "text": Run("T5 base", TEXT, SLICES),
     "images": Run("CLIP B/32, T5 base", (*IMAGES, "models/clip_b32.gin"), SLICES),
-    "text_unscanned": Run(
-        "T5 base, not scanned", TEXT, ("v5p:2x2x4",), searches=False, scan=False
-    ),
+    "text_unscanned": Run("T5 base, not scanned", TEXT, ("v5p:2x2x4",), searches=False, scan=False),
     "images_unscanned": Run(
         "CLIP B/32, T5 base, not scanned",
         (*IMAGES, "models/clip_b32.gin"),
