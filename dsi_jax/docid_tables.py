@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from dsi_jax.docids import oracle as oracle_lib
 from dsi_jax.docids import text_space
 from dsi_jax.docids.embeddings import Embedder
 from dsi_jax.docids.image_embeddings import ImageEmbedder
+from dsi_jax.docids.precomputed import Precomputed
 from dsi_jax.docids.table import DocidBuilder, DocidTable
 from dsi_jax.tokenizers import Tokenizer
 
@@ -127,12 +130,29 @@ def _classes(builder: DocidBuilder, corpus: AnyCorpus) -> np.ndarray:
     return np.asarray(corpus.classes)
 
 
-def embed_documents(embedder: Embedder | ImageEmbedder, corpus: AnyCorpus, seed: int) -> np.ndarray:
-    """Embeddings float32 [N, E]: of images where the embedder reads them, else of texts.
+def embed_documents(
+    embedder: Embedder | ImageEmbedder | Precomputed,
+    corpus: AnyCorpus,
+    seed: int,
+    rows: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Embeddings float [N, E]: of images where the embedder reads them, else of texts.
+
+    Args:
+      embedder: what embeds them.
+      corpus: the documents.
+      seed: of whatever is random.
+      rows: of these documents; None: of all.
 
     Raises:
       ValueError: the embedder has no use for the documents.
     """
+
+    def chosen(documents: Sequence[Any]) -> Sequence[Any]:
+        return documents if rows is None else [documents[row] for row in rows]
+
+    if isinstance(embedder, Precomputed):
+        return embedder.vectors(chosen(corpus.keys))
     described = embedder.describe()
     if described.get("corpus_hash") not in (None, corpus.hash):  # as good as any other encoder
         logger.info(
@@ -142,10 +162,10 @@ def embed_documents(embedder: Embedder | ImageEmbedder, corpus: AnyCorpus, seed:
             corpus.name,
         )
     if not hasattr(embedder, "embed_images"):
-        return embedder.embed(corpus.document_texts(), seed=seed)
+        return embedder.embed(chosen(corpus.document_texts()), seed=seed)
     if not isinstance(corpus, ImageCorpus):
         raise ValueError(f"{embedder} embeds images; the documents of '{corpus.name}' are texts")
-    return embedder.embed_images(corpus.images, seed=seed)
+    return embedder.embed_images(chosen(corpus.images), seed=seed)
 
 
 def oracle_recall(

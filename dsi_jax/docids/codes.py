@@ -15,6 +15,7 @@ import numpy as np
 from dsi_jax.docids.embeddings import Embedder, TfidfSvd, check_embeddings
 from dsi_jax.docids.image_embeddings import ImageEmbedder
 from dsi_jax.docids.kmeans import ENGINES, default_engine
+from dsi_jax.docids.precomputed import Precomputed
 from dsi_jax.docids.sorting import packed
 from dsi_jax.docids.table import DocidTable
 
@@ -63,7 +64,9 @@ class CodedKind(abc.ABC):
     codes: int = 256
     vocabulary: str = "per_level"
     collisions: str = "extra_level"
-    embedder: Embedder | ImageEmbedder | None = dataclasses.field(default_factory=TfidfSvd)
+    embedder: Embedder | ImageEmbedder | Precomputed | None = dataclasses.field(
+        default_factory=TfidfSvd
+    )
     engine: str | None = None
 
     kind: ClassVar[str]

@@ -5,7 +5,7 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,11 @@ _BERT_LIKE = (
 
 
 class Embedder(Protocol):
-    """Turns documents into vectors."""
+    """Turns documents into vectors.
+
+    An attribute `one_by_one` that is True says that a document's vector depends on it alone: hosts
+    may then share the documents.
+    """
 
     def embed(self, texts: Sequence[str], seed: int = 42) -> np.ndarray:
         """Embeds N texts as float32 [N, D]; equal arguments give equal vectors."""
@@ -125,6 +129,8 @@ class EncoderMeanPool:
     max_length: int = 128
     batch_size: int = 64
     prefix: str = ""
+
+    one_by_one: ClassVar[bool] = True
 
     def embed(self, texts: Sequence[str], seed: int = 42) -> np.ndarray:
         """See `Embedder`; nothing is random here.

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ _CHUNK = 1024  # images in memory at a time
 
 
 class ImageEmbedder(Protocol):
-    """Turns images into vectors."""
+    """Turns images into vectors; `one_by_one` as for `embeddings.Embedder`."""
 
     def embed_images(self, images: Sequence[Path | bytes], seed: int = 42) -> np.ndarray:
         """Embeds N images as float32 [N, E]; equal arguments give equal vectors.
@@ -103,6 +103,8 @@ class ClipEmbedder:
 
     directory: str
     batch_size: int = 64
+
+    one_by_one: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

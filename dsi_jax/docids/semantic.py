@@ -9,6 +9,7 @@ import numpy as np
 from dsi_jax.docids.embeddings import Embedder, TfidfSvd, check_embeddings
 from dsi_jax.docids.image_embeddings import ImageEmbedder
 from dsi_jax.docids.kmeans import kmeans
+from dsi_jax.docids.precomputed import Precomputed
 from dsi_jax.docids.table import DocidTable
 
 _ITERATIONS = 50  # at most; faiss stops earlier once they hardly change the clusters
@@ -41,7 +42,9 @@ class Semantic:
 
     clusters: int = 10
     leaf_size: int = 100
-    embedder: Embedder | ImageEmbedder | None = dataclasses.field(default_factory=TfidfSvd)
+    embedder: Embedder | ImageEmbedder | Precomputed | None = dataclasses.field(
+        default_factory=TfidfSvd
+    )
     n_init: int = 1
     max_levels: int = 12
 

@@ -36,6 +36,7 @@ class _Trained:
     """
 
     expected: ClassVar[type[Method]]  # what the run must have trained
+    one_by_one: ClassVar[bool] = True
 
     directory: str
     batch_size: int = 128
