@@ -33,6 +33,8 @@ GIVEN = {
     "DOCUMENT_ENCODER": "bert",
     "IMAGES": "pictures",
     "CLIP_CHECKPOINT": "clip",
+    "EMBEDDINGS": "vectors.npy",
+    "EMBED_OUTPUT": "vectors.npy",
 }
 
 
