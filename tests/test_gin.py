@@ -76,7 +76,9 @@ def test_shipped_file_parses_and_evaluates(file, tmp_path):
             del files[2]
     if folder == "decoding":  # which follow a run file, too
         files = ["runs/eval.gin", file]
-    parse(*files, **needed_macros(files[0]))
+    if folder == "embeddings":  # which follow a docid kind
+        files = ["docids/rq.gin", file]
+    parse(*files, **needed_macros(file if folder == "embeddings" else files[0]))
     if folder == "meshes":
         config = evaluated(gin_utils.query_macro("MESH"))
         devices = 1 if file.endswith("one_device.gin") else 8
@@ -86,6 +88,11 @@ def test_shipped_file_parses_and_evaluates(file, tmp_path):
         name = {"greedy": "Greedy", "sampling": "Sampling", "as_generate": "BeamSearch"}
         assert type(evaluation.decoding).__name__ == name[Path(file).stem]
         assert evaluation.decoding != strategies.BeamSearch()
+    elif folder == "embeddings":
+        assert evaluated(gin_utils.query_macro("DOCIDS")).embedder.path == GIVEN["EMBEDDINGS"]
+    elif file == "runs/embed.gin":
+        embedder = evaluated(gin.query_parameter("dsi_jax.embed.embed.embedder"))
+        assert embedder.describe()["name"] == "tfidf_svd"
     elif folder == "docids":
         assert evaluated(gin_utils.query_macro("DOCIDS")).kind == Path(file).stem
     elif file == "optimizers/clip_groups.gin":
