@@ -8,6 +8,7 @@ pass of the decoder scores them. Trace it under one ``jit`` with the model
 (`dsi_jax.decoding.adapter.make_search`).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -115,101 +116,104 @@ def decode_levels(
       ValueError: the decoder's logits and the constraint differ in their vocabulary size.
     """
 
-    def decode_level(span: Span, number: jax.Array | int, carry: tuple) -> tuple:
-        beams, cache, extra = carry
-        cache = {**cache, "self": follow(cache["self"], beams.parent)}
-        logits_BxMxV, cache = next_logits(decode, cache, beams.last, number, constraint)
-        candidates = constraint.expand(span, number, beams.state, logits_BxMxV)
-        log_probs_BxMxK = _log_probs(candidates, logits_BxMxV, renormalize)
-        scores_BxMxK = beams.scores[..., None] + log_probs_BxMxK
-        level = Level(span, number, beams, candidates, scores_BxMxK, constraint)
-        beams, extra = pick(level, extra)
-        return beams, cache, extra
-
+    levels = _Levels(decode, constraint, pick, renormalize)
     cache = decode.init_cache(memory, mask, 1, constraint.length)
     carry = _one_empty_beam(mask.shape[0], constraint), cache, extra
     for span in constraint.spans:
-        number = span.start
-        while number < span.stop and _grows(pick, carry[0], span):
-            carry = decode_level(span, number, carry)
-            number += 1
-        body = functools.partial(decode_level, span)
-        jump = _jump_from(number, span, constraint, decode, pick)
-        if number + 1 == span.stop:  # a loop of one level would copy the cache for nothing
-            carry = body(number, carry)
-        elif jump is not None:
-            pass_over = functools.partial(
-                _pass_over, decode, constraint, pick, span, jump, renormalize
-            )
-            carry = _loop_or_jump(number, span, jump, constraint, body, pass_over, carry)
-        elif number < span.stop:
-            carry = jax.lax.fori_loop(number, span.stop, body, _caught_up(*carry))
+        carry = levels.of_span(span, carry)
     beams, _, extra = carry
     return beams, extra
 
 
-def _jump_from(
-    number: int, span: Span, constraint: Constraint, decode: DecodeFns, pick: Picker
-) -> int | None:
-    """The level from which on levels may be passed over; None: from none."""
-    possible = constraint.jump is not None and decode.score is not None and pick.jumps
-    if not possible or span.stop != constraint.length:
-        return None
-    level = max(constraint.jump, number)
-    return level if span.stop - level > 1 else None
+@dataclasses.dataclass(frozen=True)
+class _Levels:
+    """See `decode_levels`; a carry is (beams, cache, what the picker carries)."""
 
+    decode: DecodeFns
+    constraint: Constraint
+    pick: Picker
+    renormalize: bool
 
-def _loop_or_jump(
-    number: int,
-    span: Span,
-    jump: int,
-    constraint: Constraint,
-    body: Callable[[jax.Array, tuple], tuple],
-    pass_over: Callable[[tuple], tuple],
-    carry: tuple,
-) -> tuple:
-    """Levels one by one to the end of the span, or to `jump` if all beams are decided there."""
+    def of_span(self, span: Span, carry: tuple) -> tuple:
+        """All levels of a span."""
+        number = span.start
+        while number < span.stop and self._grows(carry[0], span):
+            carry = self._one(span, number, carry)
+            number += 1
+        jump = self._jump_from(span, number)
+        if number + 1 == span.stop:  # a loop of one level would copy the cache for nothing
+            return self._one(span, number, carry)
+        if jump is not None:
+            return self._loop_or_jump(span, number, jump, carry)
+        if number < span.stop:
+            body = functools.partial(self._one, span)
+            return jax.lax.fori_loop(number, span.stop, body, _caught_up(*carry))
+        return carry
 
-    def goes_on(state: tuple) -> jax.Array:
-        level, (beams, _, _) = state
-        decided = (constraint.decided(beams.state) | ~beams.live).all()
-        return (level < span.stop) & ~((level == jump) & decided)
+    def _grows(self, beams: Beams, span: Span) -> bool:
+        """Whether there are more beams after the next level than before."""
+        num_beams = beams.last.shape[1]
+        return self.pick.width(num_beams, span.width) > num_beams
 
-    def go_on(state: tuple) -> tuple:
-        level, carry = state
-        return level + 1, body(level, carry)
+    def _one(self, span: Span, number: jax.Array | int, carry: tuple) -> tuple:
+        """One level."""
+        beams, cache, extra = carry
+        cache = {**cache, "self": follow(cache["self"], beams.parent)}
+        logits_BxMxV, cache = next_logits(self.decode, cache, beams.last, number, self.constraint)
+        candidates = self.constraint.expand(span, number, beams.state, logits_BxMxV)
+        log_probs_BxMxK = _log_probs(candidates, logits_BxMxV, self.renormalize)
+        scores_BxMxK = beams.scores[..., None] + log_probs_BxMxK
+        level = Level(span, number, beams, candidates, scores_BxMxK, self.constraint)
+        beams, extra = self.pick(level, extra)
+        return beams, cache, extra
 
-    state = jnp.int32(number), _caught_up(*carry)
-    level, (beams, cache, extra) = jax.lax.while_loop(goes_on, go_on, state)
-    beams, extra = jax.lax.cond(
-        level < span.stop, pass_over, lambda carry: (carry[0], carry[2]), (beams, cache, extra)
-    )
-    return beams, cache, extra
+    def _jump_from(self, span: Span, number: int) -> int | None:
+        """The level from which on levels may be passed over; None: from none."""
+        possible = self.constraint.jump is not None and self.decode.score is not None
+        if not possible or not self.pick.jumps or span.stop != self.constraint.length:
+            return None
+        level = max(self.constraint.jump, number)
+        return level if span.stop - level > 1 else None
 
+    def _loop_or_jump(self, span: Span, number: int, jump: int, carry: tuple) -> tuple:
+        """Levels one by one to the end of the span, or to `jump` if all beams are decided there."""
 
-def _pass_over(
-    decode: DecodeFns,
-    constraint: Constraint,
-    pick: Picker,
-    span: Span,
-    start: int,
-    renormalize: bool,
-    carry: tuple,
-) -> tuple[Beams, Any]:
-    """The beams after the last level, of which each has one docid left at level `start`."""
-    beams, cache, extra = carry
-    cache = {**cache, "self": follow(cache["self"], beams.parent)}
-    targets_BxMxT = constraint.rest(beams.state, start)
-    beams = beams._replace(tokens=beams.tokens.at[:, :, start:].set(targets_BxMxT))
-    scores_BxM = beams.scores
-    if not renormalize:  # else the only child of a node has the probability 1
-        inputs_BxMxT = jnp.concatenate([beams.last[..., None], targets_BxMxT[..., :-1]], axis=-1)
-        scores_BxM += decode.score(cache, inputs_BxMxT, targets_BxMxT, start)
-    # To whoever picks, it is the last level, with one candidate for each beam.
-    only_BxMx1 = beams.live[..., None]
-    candidates = Candidates(jnp.zeros(only_BxMx1.shape), only_BxMx1, ~only_BxMx1)
-    level = Level(span, span.stop - 1, beams, candidates, scores_BxM[..., None], constraint)
-    return pick(level, extra)
+        def goes_on(state: tuple) -> jax.Array:
+            level, (beams, _, _) = state
+            decided = (self.constraint.decided(beams.state) | ~beams.live).all()
+            return (level < span.stop) & ~((level == jump) & decided)
+
+        def go_on(state: tuple) -> tuple:
+            level, carry = state
+            return level + 1, self._one(span, level, carry)
+
+        state = jnp.int32(number), _caught_up(*carry)
+        level, (beams, cache, extra) = jax.lax.while_loop(goes_on, go_on, state)
+        beams, extra = jax.lax.cond(
+            level < span.stop,
+            lambda: self._pass_over(span, jump, beams, cache, extra),
+            lambda: (beams, extra),
+        )
+        return beams, cache, extra
+
+    def _pass_over(
+        self, span: Span, start: int, beams: Beams, cache: dict[str, Any], extra: Any
+    ) -> tuple[Beams, Any]:
+        """The beams after the last level, of which each has one docid left at level `start`."""
+        cache = {**cache, "self": follow(cache["self"], beams.parent)}
+        targets_BxMxT = self.constraint.rest(beams.state, start)
+        beams = beams._replace(tokens=beams.tokens.at[:, :, start:].set(targets_BxMxT))
+        scores_BxM = beams.scores
+        if not self.renormalize:  # else the only child of a node has the probability 1
+            inputs = [beams.last[..., None], targets_BxMxT[..., :-1]]
+            inputs_BxMxT = jnp.concatenate(inputs, axis=-1)
+            scores_BxM += self.decode.score(cache, inputs_BxMxT, targets_BxMxT, start)
+        # To whoever picks, it is the last level, with one candidate for each beam.
+        only_BxMx1 = beams.live[..., None]
+        candidates = Candidates(jnp.zeros(only_BxMx1.shape), only_BxMx1, ~only_BxMx1)
+        scores_BxMx1 = scores_BxM[..., None]
+        level = Level(span, span.stop - 1, beams, candidates, scores_BxMx1, self.constraint)
+        return self.pick(level, extra)
 
 
 def next_logits(
@@ -283,12 +287,6 @@ def _one_empty_beam(batch_size: int, constraint: Constraint) -> Beams:
         state=constraint.start(batch_size),
         parent=jnp.zeros((batch_size, 1), jnp.int32),
     )
-
-
-def _grows(pick: Picker, beams: Beams, span: Span) -> bool:
-    """Whether there are more beams after the next level than before."""
-    num_beams = beams.last.shape[1]
-    return pick.width(num_beams, span.width) > num_beams
 
 
 def _caught_up(beams: Beams, cache: dict[str, Any], extra: Any) -> tuple:
