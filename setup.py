@@ -43,7 +43,8 @@ EXTRAS = {
     "train": TRAIN,
     "serve": [],  # the HTTP server's dependencies join with it
     "cuda": ["jax[cuda12]>=0.10,<0.13"],
-    "tpu": ["jax[tpu]>=0.10,<0.13"],
+    # libtpu has no wheels for other machines, whose tests go without its compiler.
+    "tpu": ["jax[tpu]>=0.10,<0.13; platform_system == 'Linux' and platform_machine == 'x86_64'"],
     "beam": [  # seqio_cache_tasks
         "apache-beam>=2.77,<3",
         "google-crc32c",
