@@ -381,11 +381,13 @@ def test_lists_of_allowed_documents_search_as_if_there_were_no_others(
         np.testing.assert_allclose(result.scores[query], expected.scores[query], atol=1e-6)
 
 
-@pytest.mark.parametrize("variant", ["plain", "many beams", "ties", "lists", "renormalized"])
-@pytest.mark.parametrize("jump", [1, 3])
+@pytest.mark.parametrize(
+    ("variant", "jump"),
+    [("plain", 1), ("plain", 3), ("many beams", 2), ("ties", 1), ("lists", 1), ("renormalized", 1)],
+)
 @settings(max_examples=20, deadline=None)
 @given(docids=docid_lists(), seed=st.integers(0, 2**32 - 1), data=st.data())
-def test_known_tokens_are_scored_at_once(jump, variant, docids, seed, data):
+def test_known_tokens_are_scored_at_once(variant, jump, docids, seed, data):
     """Wherever the jump may be, whether documents are alone there or not."""
     beam_size, tie_seed, sets, set_of_query = 3, None, None, None
     if variant == "many beams":
@@ -415,6 +417,16 @@ def test_known_tokens_are_scored_at_once(jump, variant, docids, seed, data):
     np.testing.assert_array_equal(found.rows, expected.rows)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_array_equal(found.valid, expected.valid)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_only_document_is_not_found_where_it_is_not_allowed(allowed):
+    """All its tokens are known from the first level on."""
+    trie = make_trie([(2, 3, 4, 5, 6)], widest=False)
+    sets = document_sets(trie, np.array([[allowed]] * B))
+    constraint = TrieConstraint(trie, sets, np.arange(B, dtype=np.int32))
+    found = search(toy_params(0), constraint, beam_size=1)
+    assert np.asarray(found.rows).tolist() == [[0 if allowed else -1]] * B
 
 
 @pytest.mark.parametrize("alone", [True, False])

@@ -119,7 +119,7 @@ def test_the_jump_is_where_docids_are_alone(table, depth):
         np.unique(table.tokens[:, :level], axis=0, return_counts=True)[1].max() == 1
         for level in range(trie.length)
     ]  # so few documents that one with company is more than the hundredth that may have it
-    levels = [level for level in range(trie.depth, trie.length) if alone[level]]
+    levels = [level for level in range(max(trie.depth, 1), trie.length) if alone[level]]
     possible = bool(levels) and trie.length - levels[0] >= 3
     assert trie.jump == (levels[0] if possible else None)
 

@@ -187,10 +187,10 @@ def _levels(
 
 
 def _jump(company: list[int], depth: int, shape: tuple[int, int]) -> int | None:
-    """See `Trie.jump`."""
+    """See `Trie.jump`; never the first level, before which no list of documents is looked at."""
     count, length = shape
     for level, in_company in enumerate(company, depth):
-        if in_company <= _MOST_IN_COMPANY * count:
+        if level > 0 and in_company <= _MOST_IN_COMPANY * count:
             return level if length - level >= _SHORTEST_JUMP else None
     return None
 
