@@ -14,12 +14,19 @@ def test_a_row_has_setting_medians_and_figures(tmp_path, capsys):
     path.write_text(
         "\n".join(
             json.dumps(
-                {"kind": "measurement", "name": "mask_op", "shape": "skewed", "documents": 1_000_000,
-                 "batch": None, "cores": 1, **timing.line(timings, lambda: {"speedup": 2.0})}
+                {
+                    "kind": "measurement",
+                    "name": "mask_op",
+                    "shape": "skewed",
+                    "documents": 1_000_000,
+                    "batch": None,
+                    "cores": 1,
+                    **timing.line(timings, lambda: {"speedup": 2.0}),
+                }
             )
             for timings in (steady, restless)
         )
-    )  # fmt: skip
+    )
     assert results_table.main([str(path)]) == 0
     header, rule, row, blank, left_out = capsys.readouterr().out.splitlines()
     assert (header.count("|"), rule.count("|"), blank) == (5, 5, "")
