@@ -1,5 +1,6 @@
 """The benchmarks: that the accelerator's checks run and pass, and that noise makes no figures."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import gin
 from benchmarks import (
     beam_scaling,
     constrained_search,
@@ -22,6 +24,9 @@ from benchmarks import (
     docid_kmeans,
     filter,
     gpu_check,
+    gpu_decoding,
+    gpu_setting,
+    gpu_training,
     image_input,
     index_build,
     index_swap,
@@ -31,14 +36,17 @@ from benchmarks import (
     timing,
     tpu_constraint,
 )
+from dsi_jax import gin_utils, run
 from dsi_jax.decoding.beam import BeamResult
 from dsi_jax.decoding.constraint import Free, TrieConstraint
+from dsi_jax.searcher import text_batch
 
 ROOT = Path(__file__).resolve().parents[1]
 TINIEST = (
     "--small --layers 1 --dtypes float32 --batch 4 --source 8 --documents 200 "
-    "--atomic_documents 50 --query_batches 2 --beam_sizes 4 --rounds 3 --steps_a_round 1 "
-    "--peak_tflops float32=0.1"
+    "--atomic_documents 50 --query_batches 2 --beam_sizes 4 --scaled_beams 1 4 --rounds 3 "
+    "--steps_a_round 1 --jump_docids 8x16 --jump_documents 200 --peak_tflops float32=0.1 "
+    "--bandwidth_gbs 10"
 )
 
 
@@ -364,52 +372,186 @@ def ranking(rows: list[int], scores: list[float]) -> BeamResult:
 )
 def test_rankings_are_equal_but_for_ties(rows, scores, passed):
     expected = ranking([4, 2, 7, -1], [-1.0, -2.0, -2.00001, -np.inf])
-    assert gpu_check.compare_rankings(ranking(rows, scores), expected)["passed"] is passed
+    assert gpu_decoding.compare_rankings(ranking(rows, scores), expected)["passed"] is passed
 
 
-@pytest.mark.slow
-def test_all_checks_and_measurements_run_and_pass():
+STEPS = [{"loss": 8.0, "grad_norm": 2.0}, {"loss": 7.0, "grad_norm": 2.0}]
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("losses", "grad_norm", "bfloat16", "passed"),
+    [
+        ([8.00004, 7.005], 2.0001, [8.5, 7.5], True),
+        ([8.0002, 7.0], 2.0, [8.5, 7.5], False),  # 2.5e-5 in the first
+        ([8.0, 7.01], 2.0, [8.5, 7.5], False),  # 1.4e-3 in a later one
+        ([8.0, 7.0], 2.001, [8.5, 7.5], False),
+        ([8.0, NAN], 2.0, [8.5, 7.5], False),
+        ([8.0, 7.0], NAN, [8.5, 7.5], False),
+        ([8.0, 7.0], 2.0, [8.5, NAN], False),
+    ],
+)
+def test_losses_are_held_to_tolerances(losses, grad_norm, bfloat16, passed):
+    found = [{"loss": loss, "grad_norm": grad_norm} for loss in losses]
+    beside = {"bfloat16": [{"loss": loss, "grad_norm": 9.0} for loss in bfloat16]}
+    fields = gpu_training.compare_losses(found, STEPS, beside)
+    assert fields["passed"] is passed
+    assert fields["losses"] == pytest.approx(losses, nan_ok=True)
+    assert fields["bfloat16_relative_differences"][0] == pytest.approx(0.0625)
+
+
+def test_one_other_bit_is_found():
+    tree = {"a": np.zeros(3, np.float32), "b": {"c": np.ones(2, np.int32)}}
+    assert gpu_training.first_difference(tree, tree) is None
+    other = {"a": np.array([0, 0, -0.0], np.float32), "b": tree["b"]}
+    assert gpu_training.first_difference(other, tree) == "a"
+
+
+@pytest.mark.parametrize(
+    "setting", [gpu_setting.Setting(), gpu_setting.SMALL], ids=["full", "small"]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gpu_models_and_optimizer_are_those_of_the_gin_files(setting, dtype):
+    model = setting.models[0]
+    files = ["runs/train.gin", f"models/{model}.gin", f"models/{setting.clip}.gin"]
+    files += ["optimizers/adafactor.gin", "docids/naive.gin"]
+    bindings = {
+        "MODEL_DIR": "'somewhere'",
+        "DTYPE": f"'{dtype}'",
+        "LEARNING_RATE_FACTORS": "'constant'",
+        "LEARNING_RATE": "0.001",
+    }
+    try:
+        gin_utils.parse(
+            gin_utils.GinArguments(files, [f"{name}={value}" for name, value in bindings.items()])
+        )
+        reference = gin.query_parameter("dsi_jax.trainer.train.config")
+        config = reference.scoped_configurable_fn()
+    finally:
+        gin.clear_config()
+    t5 = dataclasses.replace(run.with_options(config.model, config), vocab_size=setting.vocab)
+    assert gpu_setting.t5_config(setting, model, dtype) == t5
+    towers, _ = run.towers_of(config)
+    text = towers.text.for_vocabulary(setting.vocab, 1)  # T5's end token
+    assert gpu_setting.towers_config(setting, dtype) == dataclasses.replace(towers, text=text)
+    assert config.optimizer == gpu_training.OPTIMIZER
+    assert config.method.z_loss == gpu_training.Z_LOSS
+
+
+def test_least_bytes_of_decoding():
+    setting = dataclasses.replace(gpu_setting.SMALL, models=("t5_small",), layers=2, vocab=50)
+    table = made_docids.made_table(made_docids.made_codes(60, 20, 3), 20)
+    width, heads, mlp, layers, vocab = 512, 8 * 64, 2048, 2, 22
+    for dtype, item in (("float32", 4), ("bfloat16", 2)):
+        model = gpu_setting.new_model(setting, "t5_small", table, dtype)
+        shapes = jax.eval_shape(
+            lambda model=model: gpu_decoding.random_params(
+                model, text_batch(np.ones((1, 4), np.int32))
+            )
+        )
+        found = gpu_decoding.least_bytes(
+            model, shapes, num_tokens=7, beams_L=[1, 5, 6], batch_size=2
+        )
+        # Self-attention, query and output of cross-attention, mlp, three norms.
+        layer = 4 * width * heads + 2 * width * heads + 2 * width * mlp + 3 * width
+        step = layers * layer + width + vocab * width + 8 * 32  # norm, tied head, position bias
+        keys = 2 * layers * heads
+        own = 2 * (1 * 5 + 2 * 6) * keys  # the second step reads one position, the third two
+        assert found == item * (layers * 2 * width * heads + 3 * (step + 7 * keys) + own)
+
+
+def test_beams_are_no_more_than_prefixes():
+    codes = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [2, 0, 0], [2, 0, 1], [2, 1, 1]], np.int32)
+    table = made_docids.made_table(codes, 3)
+    assert gpu_decoding.live_beams(table, 100) == [1, 2, 4]
+    assert gpu_decoding.live_beams(table, 3) == [1, 2, 3]
+
+
+def test_the_floor_is_told_where_the_bandwidth_is():
+    without = gpu_decoding.step_fields(0.008, 4_000_000, 4, None)
+    assert without == {"seconds_a_step": 0.002, "bytes_a_step": 1_000_000}
+    fields = gpu_decoding.step_fields(0.008, 4_000_000, 4, 2.0)
+    assert fields == without | {"floor_seconds": 0.0005, "share_of_floor": 0.25}
+    assert gpu_decoding.step_fields(-0.001, 4_000_000, 4, 2.0)["share_of_floor"] is None
+
+
+def test_a_table_without_a_jump_fails_its_check():
+    setting = dataclasses.replace(gpu_setting.SMALL, documents=200, jump_docids=((3, 16),))
+    fields = gpu_decoding.check_jump(setting)
+    assert (fields["passed"], fields["jump"]) == (False, None)
+
+
+def run_gpu_check(subject: str) -> list[dict]:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_check", *TINIEST.split()],
+        [sys.executable, "-m", "benchmarks.gpu_check", subject, *TINIEST.split()],
         cwd=ROOT,
         # Programs this small are compiled for longer than they run.
         env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     abouts = [line for line in lines if line["kind"] == "about"]
-    checks = {line["name"]: line for line in lines if line["kind"] == "check"}
-    measurements = [line for line in lines if line["kind"] == "measurement"]
     assert [line["part"] for line in abouts] == ["checks", "measurements"]
     deterministic = ["--xla_gpu_deterministic_ops=true" in line["xla_flags"] for line in abouts]
     assert deterministic == [True, False]
-    assert checks.keys() == {
-        "repeat_float32",
-        "loss",
-        "checkpoint",
-        "search_atomic",
-        "search_naive",
-        "search_random",
-    }
-    assert all(line["passed"] for line in checks.values()), checks
-    names = [(line["name"], line.get("kind_of_docid")) for line in measurements]
-    assert names == [
-        ("train_step", None),
-        ("search", "atomic"),
-        ("search", "naive"),
-        ("memory", None),
-    ]
-    train_step, *searches, _ = measurements
-    assert train_step["flops_per_step"] > 0
-    assert ("share_of_peak" in train_step) is not train_step["unreliable"]
-    for line in searches:
-        assert ("constraint_share" in line) is not line["unreliable"]
+    checks = [line for line in lines if line["kind"] == "check"]
+    assert all(line["passed"] for line in checks), checks
     assert lines[-1]["kind"] == "summary"
     assert lines[-1]["checks_passed"] == len(checks)
     assert lines[-1]["failed"] == []
+    return lines
+
+
+def names_of(lines: list[dict], kind: str) -> list[str]:
+    return [line["name"] for line in lines if line["kind"] == kind]
+
+
+@pytest.mark.slow
+def test_all_of_training_runs_and_passes():
+    lines = run_gpu_check("train")
+    assert names_of(lines, "check") == [
+        "repeat_text_float32",
+        "repeat_image_float32",
+        "loss_text",
+        "loss_image",
+        "checkpoint",
+    ]
+    assert names_of(lines, "measurement") == ["train_step_text", "train_step_image", "memory"]
+    for line in lines:
+        if line.get("name", "").startswith("train_step"):
+            assert line["flops_per_step"] > 0
+            assert ("share_of_peak" in line) is not line["unreliable"]
+
+
+@pytest.mark.slow
+def test_all_of_decoding_runs_and_passes():
+    lines = run_gpu_check("decode")
+    assert names_of(lines, "check") == [
+        "search_atomic",
+        "search_naive",
+        "search_random",
+        "search_jump",
+    ]
+    measured = [line for line in lines if line["kind"] == "measurement"]
+    assert [(line["name"], line.get("kind_of_docid")) for line in measured] == [
+        ("search", "atomic"),
+        ("search", "naive"),
+        ("beam_scaling", "naive"),
+        ("beam_scaling", "naive"),
+        ("beam_scaling", "naive"),
+        ("jump", None),
+        ("memory", None),
+    ]
+    *searches, slope, jump, _ = measured
+    for line in (*searches, jump):
+        assert ("share_of_floor" in line) is not line["unreliable"]
+    for line in searches[:2]:
+        assert ("constraint_share" in line) is not line["unreliable"]
+    assert ("speedup" in jump) is not jump["unreliable"]
+    assert ("seconds_a_beam" in slope) is not slope["unreliable"]
 
 
 def test_what_fails_is_a_line_and_the_rest_goes_on(monkeypatch, capsys):
@@ -417,8 +559,8 @@ def test_what_fails_is_a_line_and_the_rest_goes_on(monkeypatch, capsys):
         raise MemoryError("no room")
 
     runs = {"broken": broken, "wrong": lambda: {"passed": False}, "right": lambda: {"passed": True}}
-    monkeypatch.setattr(gpu_check, "_checks", lambda setting: runs)
-    assert gpu_check.run_part("checks", gpu_check.SMALL, only=()) == 1
+    monkeypatch.setattr(gpu_training, "checks", lambda setting: runs)
+    assert gpu_check.run_part("checks", "train", gpu_setting.SMALL, only=()) == 1
     _, *lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["name"], line["passed"]) for line in lines] == [
         ("broken", False),
@@ -426,6 +568,29 @@ def test_what_fails_is_a_line_and_the_rest_goes_on(monkeypatch, capsys):
         ("right", True),
     ]
     assert lines[0]["error"] == "MemoryError: no room"
+
+
+def test_subjects_choose_what_runs():
+    both = {
+        part: {
+            subject: list(gpu_check.runs_of(part, subject, gpu_setting.SMALL))
+            for subject in ("train", "decode", "all")
+        }
+        for part in gpu_check.PARTS
+    }
+    assert both["checks"]["all"] == both["checks"]["train"] + both["checks"]["decode"]
+    assert both["measurements"]["train"] == ["train_step_text", "train_step_image", "memory"]
+    assert both["measurements"]["decode"] == ["search", "beam_scaling", "jump", "memory"]
+
+
+def test_names_that_are_not_among_what_is_asked_for_are_refused(capsys):
+    for arguments, wrong in (
+        (["train", "--only", "loss_text", "search_naive"], "search_naive"),
+        (["--part", "checks", "--only", "jump"], "jump"),
+    ):
+        with pytest.raises(SystemExit):
+            gpu_check.main(arguments)
+        assert f"--only {wrong}: expected some of repeat_text_float32" in capsys.readouterr().err
 
 
 def test_image_input(tmp_path, capsys):
