@@ -221,17 +221,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     parser = _parser()
     args = parser.parse_args(arguments)
-    setting = _setting(args)
+    try:
+        setting = _setting(args)
+    except ValueError as error:
+        parser.error(str(error))
+    names = {part: runs_of(part, args.subject, setting).keys() for part in PARTS}
     parts = PARTS if args.part == "all" else (args.part,)
-    names = {part: runs_of(part, args.subject, setting).keys() for part in parts}
-    unknown = set(args.only).difference(*names.values())
-    if unknown:
+    wanted = [part for part in parts if not args.only or names[part] & set(args.only)]
+    if not wanted or set(args.only).difference(*names.values()):
         expected = ", ".join(name for part in parts for name in names[part])
-        parser.error(f"--only {' '.join(sorted(unknown))}: expected some of {expected}")
-    if args.only:
-        parts = [part for part in parts if names[part] & set(args.only)]
+        parser.error(f"--only {' '.join(args.only)}: expected some of {expected}")
     if args.part == "all":
-        return run_all(parts, arguments)
+        return run_all(wanted, arguments)
     timing.pin(args.cores)
     return run_part(args.part, args.subject, setting, args.only)
 

@@ -37,7 +37,7 @@ class Setting:
       vocab: text tokens, T5's and those of the tower of texts.
       batch: examples of a measured training step; those of an image DSI are half texts, half
         images.
-      check_batch: examples of a checked one, and queries of a checked search; at least 2.
+      check_batch: examples of a checked one, and queries of a checked search.
       source: tokens of a text.
       documents: of the naive and random tables, and of the checked jump.
       atomic_documents: of the atomic table.
@@ -53,6 +53,9 @@ class Setting:
       steps_a_round: training steps dispatched before the device is waited for, as a run does.
       peak_tflops: of the device, by dtype; shares of it are printed where it is known.
       bandwidth_gbs: of the device's memory, in 1e9 bytes a second; None: unknown.
+
+    Raises:
+      ValueError: a training batch is too small to hold a text and an image.
     """
 
     models: tuple[str, ...] = ("t5_small",)
@@ -77,6 +80,11 @@ class Setting:
     steps_a_round: int = 5
     peak_tflops: tuple[tuple[str, float], ...] = ()
     bandwidth_gbs: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "check_batch"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 2")
 
 
 SMALL = Setting(

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +41,7 @@ from dsi_jax import gin_utils, run
 from dsi_jax.decoding.beam import BeamResult
 from dsi_jax.decoding.constraint import Free, TrieConstraint
 from dsi_jax.searcher import text_batch
+from dsi_jax.training.state import param_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 TINIEST = (
@@ -444,11 +446,9 @@ def test_least_bytes_of_decoding():
     width, heads, mlp, layers, vocab = 512, 8 * 64, 2048, 2, 22
     for dtype, item in (("float32", 4), ("bfloat16", 2)):
         model = gpu_setting.new_model(setting, "t5_small", table, dtype)
-        shapes = jax.eval_shape(
-            lambda model=model: gpu_decoding.random_params(
-                model, text_batch(np.ones((1, 4), np.int32))
-            )
-        )
+        decoder = {"inputs": np.zeros((1, 3), np.int32)}
+        batch = text_batch(np.ones((1, 4), np.int32)) | {"decoder": decoder}
+        shapes = nn.meta.unbox(param_shapes(model, batch))
         found = gpu_decoding.least_bytes(
             model, shapes, num_tokens=7, beams_L=[1, 5, 6], batch_size=2
         )
@@ -489,7 +489,7 @@ def run_gpu_check(subject: str) -> list[dict]:
         env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -583,14 +583,28 @@ def test_subjects_choose_what_runs():
     assert both["measurements"]["decode"] == ["search", "beam_scaling", "jump", "memory"]
 
 
-def test_names_that_are_not_among_what_is_asked_for_are_refused(capsys):
-    for arguments, wrong in (
-        (["train", "--only", "loss_text", "search_naive"], "search_naive"),
-        (["--part", "checks", "--only", "jump"], "jump"),
-    ):
-        with pytest.raises(SystemExit):
-            gpu_check.main(arguments)
-        assert f"--only {wrong}: expected some of repeat_text_float32" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train --only loss_text jump", "--only loss_text jump: expected some of repeat_text_"),
+        ("--part measurements --only loss_text", "loss_text: expected some of train_step_text"),
+        ("--check_batch 1", "check_batch is 1; expected at least 2"),
+    ],
+)
+def test_gpu_check_refuses_what_it_cannot_do(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        gpu_check.main(arguments.split())
+    assert message in capsys.readouterr().err
+
+
+def test_a_part_takes_its_own_of_the_names(monkeypatch):
+    asked = []
+    monkeypatch.setattr(gpu_check, "run_part", lambda *arguments: asked.append(arguments) or 0)
+    monkeypatch.setattr(gpu_check, "run_all", lambda parts, _: asked.append(parts) or 0)
+    assert gpu_check.main(["--only", "loss_text", "search_jump"]) == 0
+    assert gpu_check.main(["--part", "checks", "--only", "loss_text", "jump"]) == 0
+    assert asked[0] == ["checks"]
+    assert asked[1][:2] == ("checks", "all")
 
 
 def test_image_input(tmp_path, capsys):
