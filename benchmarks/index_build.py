@@ -90,9 +90,11 @@ def once(codes_NxL: np.ndarray, num_codes: int) -> dict[str, Any]:
     }
 
 
-def build(codes_NxL: np.ndarray, num_codes: int) -> trie_lib.Trie:
+def build(
+    codes_NxL: np.ndarray, num_codes: int, like: trie_lib.Trie | None = None
+) -> trie_lib.Trie:
     """The trie of a table that was never sorted before."""
-    return trie_lib.build_trie(made_docids.made_table(codes_NxL, num_codes))
+    return trie_lib.build_trie(made_docids.made_table(codes_NxL, num_codes), like=like)
 
 
 def index_bytes(trie: trie_lib.Trie) -> int:

@@ -2,7 +2,8 @@
 
     python -m benchmarks.index_swap --cores 0 --documents 1000000
 
-`rebuild` makes the trie of the other table, sort included; `swap` puts it on the device. A search
+`rebuild` makes the trie of the other table, like the first one's and sort included; `swap` puts it
+on the device. A search
 that was compiled with the first trie must then find the new documents and compile nothing.
 """
 
@@ -31,11 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.documents + changed, options.codes, options.length, shape
         )
         before, after = codes[changed:], codes[: options.documents]
-        old, new = (index_build.build(part, options.codes) for part in (before, after))
+        old = index_build.build(before, options.codes)
+        new = index_build.build(after, options.codes, like=old)
         compilations = check(old, new, codes[:changed])
         compiled += compilations
         calls = {
-            "rebuild": lambda after=after: index_build.build(after, options.codes),
+            "rebuild": lambda after=after, old=old: index_build.build(
+                after, options.codes, like=old
+            ),
             "swap": lambda new=new: jax.block_until_ready(jax.device_put(new)),
         }
         timings = timing.measure(calls, rounds=options.rounds)

@@ -95,6 +95,41 @@ def test_walk_from_the_root_finds_each_docid_once(table, depth):
     assert (trie.rows[len(found) :] == -1).all()
 
 
+@settings(max_examples=100, deadline=None)
+@given(tables(), depths, st.data())
+def test_a_trie_like_another_holds_its_own_docids(table, depth, data):
+    """Whatever the other one held; what it held of this one's table decides the shapes."""
+    old = build(table, depth)
+    tokens = data.draw(
+        st.lists(st.sampled_from(table.tokens.tolist()), min_size=1, unique_by=tuple)
+    )
+    strangers = {(*token[:-1], table.vocab_size - 1) for token in tokens[:3]}
+    tokens = sorted({tuple(token) for token in tokens} | strangers)
+    changed = make_table(tokens, table.vocab_size)
+    trie = trie_lib.build_trie(changed, like=old)
+    found = {}
+    walk(trie, list(range(trie.indptr[0], trie.indptr[1])), (), found)
+    assert found == {tuple(docid): row for row, docid in enumerate(changed.tokens.tolist())}
+    assert np.asarray(looked_up(trie, changed.tokens.astype(np.int32))).tolist() == list(
+        range(len(tokens))
+    )
+    again = trie_lib.build_trie(table, like=old)
+    jax.tree.map(np.testing.assert_array_equal, again, old)
+    assert jax.tree.structure(again) == jax.tree.structure(old)
+
+
+def test_a_choice_that_would_fall_otherwise_is_kept():
+    """Seventeen documents below a node need an edge each, sixteen do not."""
+    tokens = np.array([[2, 2 + number, 2, 3, 4, 5] for number in range(17)])
+    old, less = trie_lib.build_trie(make_table(tokens, 130)), make_table(tokens[1:], 130)
+    kept = trie_lib.build_trie(less, like=old)
+    assert trie_lib.build_trie(less).depth != old.depth
+    shapes = [jax.tree.map(np.shape, trie) for trie in (old, kept)]
+    assert shapes[0] == shapes[1]  # and so are depth, jump and widths
+    with pytest.raises(ValueError, match="like has docids of 6 tokens; expected the table's 2"):
+        trie_lib.build_trie(make_table([[2, 3]], 130), like=old)
+
+
 def test_the_tree_stops_where_few_documents_share_a_node():
     rng = np.random.default_rng(0)
     tokens = np.unique(rng.integers(2, 12, (1000, 7)), axis=0)

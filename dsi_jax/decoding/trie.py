@@ -89,7 +89,12 @@ class Trie:
         return -(-(len(self.tokens) + len(self.tails)) // 32)
 
 
-def build_trie(table: DocidTable, depth: int | None = None, rows: np.ndarray | None = None) -> Trie:
+def build_trie(
+    table: DocidTable,
+    depth: int | None = None,
+    rows: np.ndarray | None = None,
+    like: Trie | None = None,
+) -> Trie:
     """Builds the trie of a table, on the host.
 
     Args:
@@ -97,13 +102,17 @@ def build_trie(table: DocidTable, depth: int | None = None, rows: np.ndarray | N
       depth: the levels of edges, below L; None: as few as leave no node with more than 16 docids,
         or else all but the last.
       rows: the documents to build it of, which keep their rows and their order; None: all.
+      like: a trie of the table before it was changed. Its `depth`, `jump`, widths and sizes of
+        arrays are taken wherever they are possible here, so that what was compiled with it
+        compiles nothing anew: without it, a choice may fall otherwise by a single document.
 
     Returns:
       A `Trie` of NumPy arrays in the smallest types that hold them.
 
     Raises:
       ValueError: if a token is not below ``vocab_size``, two documents share a docid and ties are
-        not declared, or the tree has more edges than int32 counts.
+        not declared, the tree has more edges than int32 counts, or `like` has docids of another
+        length.
     """
     largest = int(table.tokens.max())
     if largest >= table.vocab_size:
@@ -121,6 +130,11 @@ def build_trie(table: DocidTable, depth: int | None = None, rows: np.ndarray | N
         opens[1:] = (tokens_UxL[1:] != tokens_UxL[:-1]).any(axis=1)
         runs = np.flatnonzero(opens)
         tokens_UxL = tokens_UxL[runs]
+    if like is not None and like.length != tokens_UxL.shape[1]:
+        raise ValueError(
+            f"like has docids of {like.length} tokens; expected the table's {tokens_UxL.shape[1]}"
+        )
+    depth = like.depth if like is not None and depth is None else depth
     edges, indptr, widths, company, repeats = _levels(tokens_UxL, depth)
     if len(repeats):
         _raise_duplicate(table, order, int(repeats[0]))
@@ -129,16 +143,23 @@ def build_trie(table: DocidTable, depth: int | None = None, rows: np.ndarray | N
     if num_ids >= np.iinfo(np.int32).max:
         raise ValueError(f"docid trie has {num_ids} edges and docids; expected below 2**31 - 1")
     count = len(order)
+    jump = _jump(company, len(edges), tokens_UxL.shape)
+    widths = [_width_bucket(width) for width in widths]
+    if like is not None:
+        widths = [_kept(width, old) for width, old in zip(widths, like.widths, strict=True)]
+        jump = like.jump if like.depth == len(edges) else jump
     return Trie(
-        tokens=_padded(edges, tokens_UxL.dtype, 0),
-        indptr=_padded(indptr, np.int32, num_ids),
-        tails=_packed_tails(tokens_UxL[:, len(edges) :], table.vocab_size),
-        rows=_padded([order], np.int32, -1),
+        tokens=_padded(edges, tokens_UxL.dtype, 0, like and like.tokens),
+        indptr=_padded(indptr, np.int32, num_ids, like and like.indptr),
+        tails=_packed_tails(tokens_UxL[:, len(edges) :], table.vocab_size, like and like.tails),
+        rows=_padded([order], np.int32, -1, like and like.rows),
         first_leaf=np.asarray(num_edges, np.int32),
-        runs=None if runs is None else _padded([runs, [count]], np.int32, count),
-        widths=tuple(map(_width_bucket, widths)),
+        runs=None
+        if runs is None
+        else _padded([runs, [count]], np.int32, count, like and like.runs),
+        widths=tuple(widths),
         depth=len(edges),
-        jump=_jump(company, len(edges), tokens_UxL.shape),
+        jump=jump,
         vocab_size=table.vocab_size,
     )
 
@@ -201,11 +222,13 @@ def _runs(places: np.ndarray) -> np.ndarray:
     return np.diff(starts, append=len(places))
 
 
-def _packed_tails(tokens_UxT: np.ndarray, vocab_size: int) -> np.ndarray:
+def _packed_tails(
+    tokens_UxT: np.ndarray, vocab_size: int, like: np.ndarray | None = None
+) -> np.ndarray:
     """See `Trie.tails`."""
     bits = token_bits(vocab_size)
     count, length = tokens_UxT.shape
-    tails = np.zeros((_padded_size(count), -(-length * bits // _BYTE)), np.uint8)
+    tails = np.zeros((_padded_size(count, like), -(-length * bits // _BYTE)), np.uint8)
     for number, column_U in enumerate(tokens_UxT.T):
         first, shift = divmod(number * bits, _BYTE)
         value_U = column_U.astype(np.uint32) << np.uint32(shift)
@@ -319,14 +342,24 @@ def _width_bucket(width: int) -> int:
     return bucket(width) if width > 16 else 1 << (width - 1).bit_length()
 
 
-def _padded_size(size: int) -> int:
-    return max(bucket(size), _SMALLEST_ARRAY)
+def _kept(needed: int, old: int) -> int:
+    """The old number where it is enough and not far too much, else the needed one."""
+    return old if needed <= old <= 2 * needed else needed
 
 
-def _padded(parts: Sequence[np.ndarray], dtype: np.dtype, value: int) -> np.ndarray:
-    """Concatenates ``parts`` and fills up to a bucketed size with ``value``."""
+def _padded_size(size: int, like: np.ndarray | None = None) -> int:
+    padded = max(bucket(size), _SMALLEST_ARRAY)
+    if like is not None and size <= len(like) <= 2 * padded:
+        return len(like)
+    return padded
+
+
+def _padded(
+    parts: Sequence[np.ndarray], dtype: np.dtype, value: int, like: np.ndarray | None = None
+) -> np.ndarray:
+    """Concatenates ``parts`` and fills up to a bucketed size, or that of `like`, with ``value``."""
     size = sum(len(part) for part in parts)
-    padded = np.empty(_padded_size(size), dtype)
+    padded = np.empty(_padded_size(size, like), dtype)
     start = 0
     for part in parts:
         padded[start : start + len(part)] = part
