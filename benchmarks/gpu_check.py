@@ -4,10 +4,10 @@
     python -m benchmarks.gpu_check train           # or decode
     python -m benchmarks.gpu_check --small         # minutes on a CPU
 
-It needs jax, flax, optax, orbax, numpy and pyarrow, and for the image DSI transformers with its
-Flax CLIP: neither tensorflow nor seqio, gin or a network. Run it from the root of a checkout. The
-exit status is 0 if every check passed. What `train` runs is in `gpu_training`, what `decode` runs
-in `gpu_decoding`.
+It needs jax, flax, optax, orbax, numpy, pyarrow, sentencepiece and pillow, and for the image DSI
+transformers with its Flax CLIP: neither tensorflow nor seqio, gin or a network. Run it from the
+root of a checkout. The exit status is 0 if every check passed. What `train` runs is in
+`gpu_training`, what `decode` runs in `gpu_decoding`.
 
 Checks run first, in a process whose XLA_FLAGS have --xla_gpu_deterministic_ops=true: without that
 flag a GPU adds up the gradients of embeddings in any order, and two runs differ in their last bits

@@ -570,6 +570,14 @@ def test_what_fails_is_a_line_and_the_rest_goes_on(monkeypatch, capsys):
     assert lines[0]["error"] == "MemoryError: no room"
 
 
+def test_gpu_check_needs_none_of_what_a_gpu_machine_may_lack():
+    absent = ("gin", "seqio", "tensorflow", "transformers", "torch")
+    code = f"import sys, benchmarks.gpu_check; print(set({absent}) & set(sys.modules))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
 def test_subjects_choose_what_runs():
     both = {
         part: {
