@@ -40,11 +40,16 @@ def made_codes(count: int, num_codes: int, length: int, shape: str = "uniform") 
 
 def made_table(codes_NxL: np.ndarray, num_codes: int) -> DocidTable:
     """A table of these codes."""
-    vocab_size = num_codes + FIRST_CODE
+    tokens_NxL = (codes_NxL + FIRST_CODE).astype(token_dtype(num_codes + FIRST_CODE))
+    return table_of(tokens_NxL, num_codes)
+
+
+def table_of(tokens_NxL: np.ndarray, num_codes: int) -> DocidTable:
+    """A table of these tokens."""
     return DocidTable(
-        tokens=(codes_NxL + FIRST_CODE).astype(token_dtype(vocab_size)),
-        keys=range(len(codes_NxL)),
-        vocab_size=vocab_size,
+        tokens=tokens_NxL,
+        keys=range(len(tokens_NxL)),
+        vocab_size=num_codes + FIRST_CODE,
         kind="made up",
         parameters={},
         corpus_hash="made up",

@@ -16,17 +16,19 @@ def lexicographic_order(tokens_NxL: np.ndarray, vocab_size: int) -> np.ndarray:
       tokens_NxL: unsigned integers below `vocab_size`.
       vocab_size: V.
     """
-    keys = _keys(tokens_NxL, vocab_size)
-    order_N = np.argsort(keys[0])  # not stable: equal keys are sorted again below
-    sorted_N = keys[0][order_N]
-    equal_to_next = sorted_N[1:] == sorted_N[:-1]
+    first_N = _keys(tokens_NxL, vocab_size, most=1)[0]
+    order_N = np.argsort(first_N)  # not stable: equal keys are sorted again below
+    first_N = first_N[order_N]
+    equal_to_next = first_N[1:] == first_N[:-1]
     if not equal_to_next.any():
         return order_N
+    del first_N
     tied_N = np.zeros(len(order_N), bool)
     tied_N[1:] = equal_to_next
     tied_N[:-1] |= equal_to_next
     rows = order_N[tied_N]
-    order_N[tied_N] = rows[np.lexsort((rows, *(key_N[rows] for key_N in reversed(keys))))]
+    keys = _keys(tokens_NxL[rows], vocab_size)
+    order_N[tied_N] = rows[np.lexsort((rows, *reversed(keys)))]
     return order_N
 
 
@@ -46,12 +48,12 @@ def packed(tokens: np.ndarray) -> np.ndarray:
     return padded.view(">u8").astype(np.uint64).reshape(shape)
 
 
-def _keys(tokens_NxL: np.ndarray, vocab_size: int) -> list[np.ndarray]:
-    """uint64 [N] each, the most significant first."""
+def _keys(tokens_NxL: np.ndarray, vocab_size: int, most: int | None = None) -> list[np.ndarray]:
+    """uint64 [N] each, the most significant first; not more than `most`."""
     bits = max((vocab_size - 1).bit_length(), 1)
     tokens_a_key = _KEY_BITS // bits
     keys = []
-    for start in range(0, tokens_NxL.shape[1], tokens_a_key):
+    for start in range(0, tokens_NxL.shape[1], tokens_a_key)[:most]:
         key_N = np.zeros(len(tokens_NxL), np.uint64)
         for column_N in tokens_NxL[:, start : start + tokens_a_key].T:
             key_N <<= np.uint64(bits)
