@@ -15,7 +15,8 @@ from typing import Any
 
 _MEDIAN = "_p50_s"
 # What a measurement was made with, in this order; all else that is a number is a figure of it.
-_SETTING = ("shape", "documents", "length", "codes", "batch", "beams", "level", "children", "width",
+_SETTING = ("kind_of_docid", "shape", "documents", "length", "docid_length", "codes", "batch",
+            "beams", "beam_size", "level", "children", "width",
             "jump", "dimensions", "share")  # fmt: skip
 _LEFT_OUT = ("kind", "name", "model", "source", "vocab_size", "cores", "rounds", "load",
              "unreliable", "in_tails", "space", "seed")  # fmt: skip
