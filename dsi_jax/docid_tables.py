@@ -162,7 +162,7 @@ def embed_documents(
             corpus.name,
         )
     if not hasattr(embedder, "embed_images"):
-        return embedder.embed(chosen(corpus.document_texts()), seed=seed)
+        return embedder.embed(corpus.document_texts(rows), seed=seed)
     if not isinstance(corpus, ImageCorpus):
         raise ValueError(f"{embedder} embeds images; the documents of '{corpus.name}' are texts")
     return embedder.embed_images(chosen(corpus.images), seed=seed)

@@ -152,9 +152,10 @@ class Corpus:
         """Whether there are training queries; otherwise chunks of documents serve."""
         return "train" in self.queries
 
-    def document_texts(self) -> list[str]:
-        """N strings, title and text joined by a space: what is indexed and embedded."""
-        return list(FullTexts(self.titles, self.texts))
+    def document_texts(self, rows: Sequence[int] | None = None) -> list[str]:
+        """Title and text joined by a space, what is indexed and embedded, of `rows` or all N."""
+        full = FullTexts(self.titles, self.texts)
+        return list(full) if rows is None else [full[row] for row in rows]
 
     def documents_with_training_query(self) -> np.ndarray:
         """bool [N]: whether a training query points to the document (*seen*).

@@ -225,9 +225,9 @@ class ImageCorpus:
         """N texts to show and to search by words: the training captions of each image."""
         return [" / ".join(captions) for captions in self.training_captions()]
 
-    def document_texts(self) -> list[str]:
-        """N strings, as of `Corpus`: the training captions."""
-        return list(self.texts)
+    def document_texts(self, rows: Sequence[int] | None = None) -> list[str]:
+        """As of `Corpus`: the training captions."""
+        return list(self.texts) if rows is None else [self.texts[row] for row in rows]
 
     def documents_with_training_query(self) -> np.ndarray:
         """bool [N]: whether a training caption points to the image (*seen*)."""
