@@ -36,7 +36,6 @@ TRAIN = [
     "clu>=0.0.12",
     "scikit-learn>=1.5",
     "bm25s>=0.2.6",
-    "faiss-cpu>=1.15",
     "threadpoolctl>=3.1",
 ]
 EXTRAS = {
@@ -53,7 +52,7 @@ EXTRAS = {
     "parity": ["torch==2.13.0"],
     "plots": ["matplotlib>=3.8"],
     "dev": [
-        "faiss-cpu>=1.10",
+        "faiss-cpu>=1.15",
         "hypothesis>=6.100",
         "import-linter>=2.0",
         "ir-measures>=0.3.7",

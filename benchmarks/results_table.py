@@ -19,7 +19,7 @@ _SETTING = ("kind_of_docid", "shape", "documents", "length", "docid_length", "co
             "beams", "beam_size", "level", "children", "width",
             "jump", "dimensions", "share")  # fmt: skip
 _LEFT_OUT = ("kind", "name", "model", "source", "vocab_size", "cores", "rounds", "load",
-             "unreliable", "in_tails", "space", "seed")  # fmt: skip
+             "unreliable", "in_tails", "space", "seed", "trees")  # fmt: skip
 
 
 def rows(lines: Iterable[str]) -> tuple[list[tuple[str, str, str, str]], int]:

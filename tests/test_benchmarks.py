@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from benchmarks import (
     decoders,
     docid_kinds,
     docid_kmeans,
+    docid_scale,
     filter,
     gpu_check,
     gpu_decoding,
@@ -188,11 +190,46 @@ def test_kmeans_contenders_split_all_documents():
         docid_kmeans.sklearn_leaves,
         docid_kmeans.faiss_leaves,
     ):
-        found = leaves(points)
+        found = leaves(points, 0)
         assert sorted(np.concatenate(found).tolist()) == list(range(900))
         assert max(map(len, found)) <= docid_kmeans.LEAF_SIZE
     by_hand = sum(((points[rows] - points[rows].mean(0)) ** 2).sum() for rows in found) / 900
     assert docid_kmeans.leaf_error(points, found) == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_kmeans_comparison_stops_where_our_leaves_are_worse(monkeypatch, capsys):
+    options = "--documents 400 --dimensions 8 --trees 1 --rounds 3 --sklearn_up_to 0 --nci_up_to 0"
+    assert docid_kmeans.main(options.split()) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["ours_leaf_error"] > 0 and line["faiss_leaf_error"] > 0 and line["trees"] == 1
+    assert not {"sklearn_leaf_error", "nci_leaf_error"} & line.keys()
+    monkeypatch.setattr(docid_kmeans, "our_leaves", lambda points, seed: [np.arange(len(points))])
+    with pytest.raises(SystemExit, match="our leaves are worse than others'"):
+        docid_kmeans.main(options.split())
+
+
+@pytest.mark.skipif(not docid_scale.STATUS.exists(), reason="memory is told apart by Linux alone")
+@pytest.mark.parametrize("kind", docid_scale.KINDS)
+def test_scale_of_docids_is_measured(kind, tmp_path):
+    path = str(tmp_path / "vectors.npy")
+    docid_scale.make_points(path, 3000, 8)
+    line = docid_scale.measure(path, kind)
+    assert min(line["table_s"], line["trie_s"], line["table_peak_mib"]) > 0
+    assert line["mapped_mib"] == pytest.approx(3000 * 8 * 4 / 2**20, rel=0.01)
+    assert ("collided" in line) is (kind == "rq")
+
+
+@pytest.mark.skipif(not docid_scale.STATUS.exists(), reason="memory is told apart by Linux alone")
+def test_peak_memory_counts_what_is_freed_but_no_mapped_file(tmp_path):
+    np.save(tmp_path / "file.npy", np.ones(8 << 20))  # 64 MiB
+    mapped = np.load(tmp_path / "file.npy", mmap_mode="r")
+    with docid_scale.PeakMemory() as reading:
+        assert mapped.sum() == 8 << 20
+    with docid_scale.PeakMemory() as writing:
+        freed = np.ones(8 << 20)
+        time.sleep(0.2)
+        del freed
+    assert reading.mib < 32 < 60 < writing.mib < 90
 
 
 @pytest.mark.parametrize("shape", made_docids.SHAPES)

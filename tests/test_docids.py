@@ -255,6 +255,21 @@ def test_semantic_divides_equal_documents_at_random():
     assert len(set(table.tokens[groups == 4, 0].tolist())) == 1
 
 
+def test_semantic_learns_from_some_documents_of_a_mapped_file(tmp_path):
+    embeddings, groups = blobs(2000)
+    embeddings = embeddings.astype(np.float32)
+    kind = Semantic(leaf_size=20, embedder=None, most_a_cluster=30)
+    table = build(kind, 2000, embeddings=embeddings)
+    table.validate()
+    for group in range(10):
+        assert len(set(table.tokens[groups == group, 0].tolist())) == 1
+    np.save(tmp_path / "embeddings.npy", embeddings)
+    mapped = np.load(tmp_path / "embeddings.npy", mmap_mode="r")
+    assert build(kind, 2000, embeddings=mapped).hash == table.hash
+    whole = build(Semantic(leaf_size=20, embedder=None), 2000, embeddings=embeddings)
+    assert (whole.tokens != table.tokens).any()
+
+
 def test_semantic_docids_are_bounded_in_length():
     # Each split of such a series peels off its largest values: k-means alone would go very deep.
     embeddings = np.logspace(0, 15, 400)[:, None].astype(np.float32)

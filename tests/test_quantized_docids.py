@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsi_jax.docids import kmeans as kmeans_lib
+from dsi_jax.docids import lloyd
 from dsi_jax.docids.codes import Quantized, nearest_free, numbered
 from dsi_jax.docids.embeddings import TfidfSvd
 from dsi_jax.docids.kmeans import kmeans, residual_kmeans
@@ -86,11 +87,65 @@ def test_more_restarts_are_no_worse(engine):
     assert error(6) <= error(1) * (1 + 1e-6)
 
 
-def test_empty_clusters_are_filled_on_the_device():
+@pytest.mark.parametrize("engine", ENGINES)
+def test_empty_clusters_are_filled(engine):
     points = np.concatenate([normal(40, 2), normal(40, 2) + 50])
     start = np.array([[0, 0], [1000, 1000], [-1000, 0]], np.float32)  # two that nobody is near
-    found = kmeans(points, 3, seed=0, iterations=10, start=start, engine="jax")
+    found = kmeans(points, 3, seed=0, iterations=10, start=start, engine=engine)
     assert set(found.labels.tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_all_join_the_nearest_of_what_some_have_taught(engine, monkeypatch):
+    monkeypatch.setattr(kmeans_lib, "_ROWS", 64)
+    points, rows = normal(500, 3), np.arange(40, 440)
+    found = kmeans(points, 6, seed=1, rows=rows, most=100, engine=engine)
+    distances = squared_distances(points[rows], found.centroids)
+    chosen = distances[np.arange(len(rows)), found.labels]
+    np.testing.assert_allclose(chosen, distances.min(axis=1), atol=1e-5)
+    # A hundred of these points are learned from, and they alone.
+    sample = rows[kmeans_lib.drawn(len(rows), 100, seed=1)]
+    assert len(set(sample.tolist())) == 100
+    again = kmeans(points[sample], 6, seed=1, engine=engine)
+    np.testing.assert_array_equal(found.centroids, again.centroids)
+    assert kmeans_lib.drawn(100, 100, seed=1) is None
+
+
+def test_growing_samples_end_where_lloyds_algorithm_does(monkeypatch):
+    points = normal(3000, 4)
+    errors = []
+    for first in (10, 10_000):
+        monkeypatch.setattr(lloyd, "_FIRST_POINTS", first)
+        found = kmeans(points, 5, seed=0, iterations=100)
+        errors.append(squared_distances(points, found.centroids).min(axis=1).sum())
+        for label in range(5):
+            mean = points[found.labels == label].mean(axis=0)
+            np.testing.assert_allclose(found.centroids[label], mean, atol=0.05)
+    assert errors[0] == pytest.approx(errors[1], rel=0.02)
+
+
+def test_sums_follow_the_points_that_move():
+    points, centroids = normal(300, 3), normal(4, 3, seed=1)
+    labels, sums, counts = np.full(300, -1, np.int32), np.zeros((4, 3)), np.zeros(4)
+    for _ in range(4):
+        before = labels.copy()
+        moved = lloyd._assign(points, centroids, labels, sums, counts)
+        assert moved == (labels != before).sum() > 0
+        for label in range(4):
+            of_label = points[labels == label]
+            assert counts[label] == len(of_label)
+            np.testing.assert_allclose(sums[label], of_label.sum(axis=0), atol=1e-4)
+        centroids = (sums / counts[:, None]).astype(np.float32)
+
+
+def test_clusters_far_from_zero_are_told_apart():
+    points = normal(400, 8) + np.float32(3000)
+    found = kmeans(points, 5, seed=0)
+    distances = squared_distances(points, found.centroids)
+    chosen = distances[np.arange(400), found.labels]
+    np.testing.assert_allclose(chosen, distances.min(axis=1), atol=0.01)
+    spread = ((points - points.mean(axis=0)) ** 2).sum()
+    assert distances.min(axis=1).sum() < 0.8 * spread
 
 
 def test_assignment_in_blocks_equals_assignment_at_once(monkeypatch):
@@ -105,7 +160,7 @@ def test_assignment_in_blocks_equals_assignment_at_once(monkeypatch):
 def test_engines_are_named():
     with pytest.raises(ValueError, match="engine is 'torch'; expected one of"):
         kmeans(normal(5, 2), 2, seed=0, engine="torch")
-    assert kmeans_lib.default_engine() == "faiss"  # tests run on CPUs
+    assert kmeans_lib.default_engine() == "numpy"  # tests run on CPUs
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -121,6 +176,25 @@ def test_each_level_clusters_what_the_levels_before_left(engine):
         before = (rest**2).sum()
         rest = rest - books[level][codes[:, level]]
         assert (rest**2).sum() < before
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_residuals_of_a_mapped_file_take_the_nearest_codes(engine, monkeypatch, tmp_path):
+    monkeypatch.setattr(kmeans_lib, "_ROWS", 64)
+    points = normal(300, 4)
+    np.save(tmp_path / "points.npy", points)
+    mapped = np.load(tmp_path / "points.npy", mmap_mode="r")
+    codes, books = residual_kmeans(mapped, 3, 8, seed=2, most=100, engine=engine)
+    sample = kmeans_lib.drawn(300, 100, seed=2)
+    of_sample, same_books = residual_kmeans(points[sample], 3, 8, seed=2, engine=engine)
+    np.testing.assert_array_equal(books, same_books)
+    np.testing.assert_array_equal(codes[sample], of_sample)
+    rest = points.astype(np.float64)
+    for level in range(3):
+        distances = squared_distances(rest, books[level])
+        chosen = distances[np.arange(300), codes[:, level]]
+        np.testing.assert_allclose(chosen, distances.min(axis=1), atol=1e-5)
+        rest -= books[level][codes[:, level]]
 
 
 # --- pq and rq -----------------------------------------------------------------------------------
@@ -183,7 +257,7 @@ def test_tables_follow_their_rules(kind, options, count, distinct, seed):
     for row, code in enumerate(raw.tolist()):
         groups.setdefault(tuple(code), []).append(row)
     assert table.parameters["collided"] == count - len(groups)
-    assert table.parameters["seed"] == seed and table.parameters["engine"] == "faiss"
+    assert table.parameters["seed"] == seed and table.parameters["engine"] == "numpy"
     ties = {tuple(docid) for docid in found.tolist()}
     if kind.collisions == "ties":
         np.testing.assert_array_equal(found, raw)

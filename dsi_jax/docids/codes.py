@@ -22,6 +22,8 @@ from dsi_jax.docids.table import DocidTable
 VOCABULARIES = ("per_level", "shared")
 COLLISIONS = ("extra_level", "nearest", "ties")
 
+_ROWS = 1 << 16  # documents whose vectors are held at a time
+
 
 class Quantized(NamedTuple):
     """Vectors and the codes that a quantizer gives them.
@@ -29,7 +31,7 @@ class Quantized(NamedTuple):
     Attributes:
       codes: integers [N, L] below K.
       books: float32 [L, K, D], the vector of each code.
-      points: float32 [N, D], what was quantized.
+      points: float [N, D], what was quantized; may be a mapped file.
       about: what else the table's parameters shall tell of the quantizer; plain JSON.
     """
 
@@ -56,7 +58,7 @@ class CodedKind(abc.ABC):
         "ties": they share a docid, and rank in a seeded random order where it is found.
       embedder: makes the embeddings from the documents' texts or images; None where `build` is
         given vectors from elsewhere. It is only recorded here: the caller embeds.
-      engine: who computes k-means: "faiss" or "jax"; None: faiss on CPUs, JAX on accelerators. The
+      engine: who computes k-means: "numpy" or "jax"; None: NumPy on CPUs, JAX on accelerators. The
         table tells which.
     """
 
@@ -168,10 +170,7 @@ def nearest_free(quantized: Quantized) -> np.ndarray:
     """Codes [N, L] by the rule "nearest" of `CodedKind`: each document has its own."""
     codes_NxL = np.array(quantized.codes, np.int64)
     num_codes = quantized.books.shape[1]
-    described_NxD = sum(
-        book[code_N] for book, code_N in zip(quantized.books, codes_NxL.T, strict=True)
-    )
-    distances_N = ((quantized.points - described_NxD) ** 2).sum(axis=1)
+    distances_N = _distances(quantized)
     taken: dict[tuple[int, ...], int] = {}  # how many documents are below a prefix
     waiting = []
     for row in np.lexsort((np.arange(len(codes_NxL)), distances_N)):
@@ -185,6 +184,18 @@ def nearest_free(quantized: Quantized) -> np.ndarray:
         codes_NxL[row] = _first_free(quantized, quantized.points[row], target, taken, num_codes)
         _take(taken, tuple(codes_NxL[row].tolist()))
     return codes_NxL
+
+
+def _distances(quantized: Quantized) -> np.ndarray:
+    """The squared distance of each point to what its codes describe; float32 [N]."""
+    distances_N = np.empty(len(quantized.codes), np.float32)
+    for start in range(0, len(distances_N), _ROWS):
+        part = slice(start, start + _ROWS)
+        rest_BxD = np.array(quantized.points[part], np.float32)
+        for book_KxD, code_N in zip(quantized.books, quantized.codes.T, strict=True):
+            rest_BxD -= book_KxD[code_N[part]]
+        distances_N[part] = (rest_BxD**2).sum(axis=1)
+    return distances_N
 
 
 def _take(taken: dict[tuple[int, ...], int], codes: tuple[int, ...]) -> None:

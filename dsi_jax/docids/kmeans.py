@@ -1,7 +1,7 @@
-"""K-means: faiss on CPUs, JAX on accelerators, one interface.
+"""K-means: NumPy on CPUs, JAX on accelerators, one interface.
 
-Both start from k-means++ or an approximation of it and run Lloyd's algorithm; equal arguments give
-equal centroids on one engine, not across engines, so a table says which one made it.
+Both start from k-means++ and run Lloyd's algorithm; equal arguments give equal centroids on one
+engine, not across engines, so a table says which one made it.
 """
 
 import functools
@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ENGINES = ("faiss", "jax")
+from dsi_jax.docids import lloyd
 
-_STOP = 1e-4  # faiss stops once an iteration lowers the error by a smaller share than this
+ENGINES = ("numpy", "jax")
+
 _BLOCK = 1 << 14  # points whose distances are held at a time on the device
+_ROWS = 1 << 16  # points read at a time where they are not learned from
 _SEEDING_POINTS = 64  # k-means++ chooses among so many points a centroid
 
 
@@ -31,8 +33,8 @@ class Clusters(NamedTuple):
 
 
 def default_engine() -> str:
-    """faiss where JAX computes on CPUs, else JAX."""
-    return "faiss" if jax.default_backend() == "cpu" else "jax"
+    """NumPy where JAX computes on CPUs, else JAX."""
+    return "numpy" if jax.default_backend() == "cpu" else "jax"
 
 
 def kmeans(
@@ -43,65 +45,77 @@ def kmeans(
     iterations: int = 25,
     restarts: int = 1,
     start: np.ndarray | None = None,
-    engine: str = "faiss",
+    rows: np.ndarray | None = None,
+    most: int | None = None,
+    engine: str = "numpy",
 ) -> Clusters:
     """Clusters points by Lloyd's algorithm (squared Euclidean distance).
 
     Args:
-      points_NxD: float [N, D], at least one, all finite.
+      points_NxD: float [N, D], at least one, all finite; may be a mapped file, of which a copy is
+        made of the points that are learned from alone.
       num_clusters: K; there are as many centroids as points where those are fewer.
       seed: of the first centroids.
       iterations: Lloyd's iterations at most.
       restarts: runs from other first centroids, of which the best is kept.
       start: float32 [K, D], the first centroids; None: chosen by the seed.
-      engine: "faiss" (one thread: sums in a fixed order) or "jax" (the default device).
+      rows: int [M], which of the points; None: all. Labels are theirs.
+      most: so many points, drawn by the seed, are learned from, and the others join the nearest
+        centroid; None: all are.
+      engine: "numpy" (one thread: sums in a fixed order) or "jax" (the default device).
 
     Raises:
       ValueError: an engine that is not known.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine is {engine!r}; expected one of {ENGINES}")
-    points_NxD = np.ascontiguousarray(points_NxD, np.float32)
-    num_clusters = min(num_clusters, len(points_NxD))
+    check_engine(engine)
+    count = len(points_NxD) if rows is None else len(rows)
+    learned = drawn(count, most, seed)
+    sample_PxD = points_NxD
+    if rows is not None or learned is not None:
+        sample_PxD = points_NxD[_chosen(rows, slice(None) if learned is None else learned)]
+    sample_PxD = np.ascontiguousarray(sample_PxD, np.float32)
+    num_clusters = min(num_clusters, len(sample_PxD))
     if start is not None:
         start = np.ascontiguousarray(start[:num_clusters], np.float32)
-    run = _faiss_kmeans if engine == "faiss" else _jax_kmeans
-    return run(points_NxD, num_clusters, seed, iterations, restarts, start)
+    run = lloyd.kmeans if engine == "numpy" else _jax_kmeans
+    found = run(sample_PxD, num_clusters, seed, iterations, restarts, start)
+    if learned is None:
+        return Clusters(found.centroids, found.labels)
+    blocks = (slice(first, first + _ROWS) for first in range(0, count, _ROWS))
+    labels = [
+        nearest(points_NxD[_chosen(rows, block)], found.centroids, engine) for block in blocks
+    ]
+    return Clusters(found.centroids, np.concatenate(labels))
 
 
-def _faiss_kmeans(
-    points_NxD: np.ndarray,
-    num_clusters: int,
-    seed: int,
-    iterations: int,
-    restarts: int,
-    start: np.ndarray | None,
-) -> Clusters:
-    import faiss  # of the extra `train`
+def check_engine(engine: str) -> None:
+    """Refuses an engine that is not known.
 
-    parameters = faiss.ClusteringParameters()
-    parameters.niter = iterations
-    parameters.nredo = restarts
-    parameters.seed = seed % (1 << 31)
-    # As good as k-means++ (Bachem et al. 2016), and cheaper.
-    parameters.init_method = faiss.ClusteringInitMethod_AFK_MC2
-    parameters.early_stop_threshold = _STOP
-    parameters.min_points_per_centroid = 1  # no warning
-    parameters.max_points_per_centroid = len(points_NxD)  # no sampling
-    dimension = points_NxD.shape[1]
-    index = faiss.IndexFlatL2(dimension)
-    clustering = faiss.Clustering(dimension, num_clusters, parameters)
-    if start is not None:
-        faiss.copy_array_to_vector(start.ravel(), clustering.centroids)
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        clustering.train(points_NxD, index)
-        _, labels_Nx1 = index.search(points_NxD, 1)
-    finally:
-        faiss.omp_set_num_threads(threads)
-    centroids = faiss.vector_to_array(clustering.centroids).reshape(num_clusters, dimension)
-    return Clusters(centroids, labels_Nx1[:, 0].astype(np.int32))
+    Raises:
+      ValueError: naming those that are.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}; expected one of {ENGINES}")
+
+
+def drawn(count: int, most: int | None, seed: int) -> np.ndarray | None:
+    """`most` of so many points, in order; None where all are to be taken."""
+    if most is None or count <= most:
+        return None
+    rng = np.random.default_rng((seed, count))
+    return np.sort(rng.choice(count, most, replace=False, shuffle=False))
+
+
+def nearest(points_NxD: np.ndarray, centroids_KxD: np.ndarray, engine: str) -> np.ndarray:
+    """The nearest centroid of each point; int32 [N]."""
+    if engine == "numpy":
+        return lloyd.nearest(points_NxD, centroids_KxD)
+    points = jnp.asarray(points_NxD, jnp.float32)
+    return np.asarray(_jitted_assign(points, jnp.asarray(centroids_KxD))[0])
+
+
+def _chosen(rows: np.ndarray | None, part: np.ndarray | slice) -> np.ndarray | slice:
+    return part if rows is None else rows[part]
 
 
 def _jax_kmeans(
@@ -188,6 +202,9 @@ def _assign(points_NxD: jax.Array, centroids_KxD: jax.Array) -> tuple[jax.Array,
     return labels.reshape(-1)[:count], distances.reshape(-1)[:count]
 
 
+_jitted_assign = jax.jit(_assign)
+
+
 def residual_kmeans(
     points_NxD: np.ndarray,
     levels: int,
@@ -196,38 +213,61 @@ def residual_kmeans(
     seed: int,
     iterations: int = 25,
     start: np.ndarray | None = None,
-    engine: str = "faiss",
+    most: int | None = None,
+    engine: str = "numpy",
 ) -> tuple[np.ndarray, np.ndarray]:
     """K-means of the points, then of what is left of them, and so on.
 
     Args:
-      points_NxD: float [N, D].
+      points_NxD: float [N, D]; may be a mapped file.
       levels: L.
       num_clusters: K.
       seed: of the first centroids.
       iterations: Lloyd's iterations a level, at most.
       start: float32 [L, K, D], the first centroids; None: chosen by the seed.
+      most: all levels learn from so many points, drawn by the seed, and the others take the
+        nearest codes, read block by block; None: from all.
       engine: see `kmeans`.
 
     Returns:
       Codes int32 [N, L] and centroids float32 [L, K, D], zeros where there are fewer points.
     """
-    rest_NxD = np.asarray(points_NxD, np.float32)
-    codes_NxL = np.empty((len(rest_NxD), levels), np.int32)
-    books = np.zeros((levels, num_clusters, rest_NxD.shape[1]), np.float32)
+    learned = drawn(len(points_NxD), most, seed)
+    # A copy, from which each level takes its part.
+    rest_PxD = np.array(points_NxD if learned is None else points_NxD[learned], np.float32)
+    codes_LxP = np.empty((levels, len(rest_PxD)), np.int32)
+    books: list[np.ndarray] = []
     for level in range(levels):
         found = kmeans(
-            rest_NxD,
+            rest_PxD,
             num_clusters,
             seed=level_seed(seed, level),
             iterations=iterations,
             start=None if start is None else start[level],
             engine=engine,
         )
-        codes_NxL[:, level] = found.labels
-        books[level, : len(found.centroids)] = found.centroids
-        rest_NxD = rest_NxD - found.centroids[found.labels]
-    return codes_NxL, books
+        codes_LxP[level] = found.labels
+        books.append(found.centroids)
+        _subtract(rest_PxD, found.centroids, found.labels)
+    books_LxKxD = np.zeros((levels, num_clusters, rest_PxD.shape[1]), np.float32)
+    for level, centroids_KxD in enumerate(books):
+        books_LxKxD[level, : len(centroids_KxD)] = centroids_KxD
+    if learned is None:
+        return codes_LxP.T, books_LxKxD
+    codes_NxL = np.empty((len(points_NxD), levels), np.int32)
+    for first in range(0, len(points_NxD), _ROWS):
+        rest_BxD = np.array(points_NxD[first : first + _ROWS], np.float32)
+        for level, centroids_KxD in enumerate(books):
+            labels_B = nearest(rest_BxD, centroids_KxD, engine)
+            codes_NxL[first : first + _ROWS, level] = labels_B
+            _subtract(rest_BxD, centroids_KxD, labels_B)
+    return codes_NxL, books_LxKxD
+
+
+def _subtract(points_NxD: np.ndarray, centroids_KxD: np.ndarray, labels_N: np.ndarray) -> None:
+    """Takes from each point its centroid, in place and block by block."""
+    for first in range(0, len(points_NxD), _ROWS):
+        points_NxD[first : first + _ROWS] -= centroids_KxD[labels_N[first : first + _ROWS]]
 
 
 def level_seed(seed: int, level: int) -> int:

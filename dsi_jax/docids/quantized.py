@@ -15,14 +15,17 @@ class _KMeansKind(CodedKind):
 
     Attributes:
       iterations: of k-means, at most, a level.
+      most_a_code: of more than so many documents times `codes`, as many, drawn at random, are
+        learned from, and the others take the nearest codes: bounds time and memory.
     """
 
     iterations: int = 25
+    most_a_code: int = 1024
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.iterations < 1:
-            raise ValueError(f"{self}: expected iterations >= 1")
+        if min(self.iterations, self.most_a_code) < 1:
+            raise ValueError(f"{self}: expected iterations >= 1, most_a_code >= 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +44,7 @@ class ProductQuantized(_KMeansKind):
         Raises:
           ValueError: if there are more levels than dimensions.
         """
-        points_NxD = np.asarray(embeddings_NxD, np.float32)
-        count, dimension = points_NxD.shape
+        count, dimension = embeddings_NxD.shape
         if dimension < self.levels:
             raise ValueError(
                 f"pq of {self.levels} levels needs embeddings of at least as many dimensions, "
@@ -52,15 +54,16 @@ class ProductQuantized(_KMeansKind):
         books = np.zeros((self.levels, self.codes, dimension), np.float32)
         for level, part in enumerate(np.array_split(np.arange(dimension), self.levels)):
             found = kmeans(
-                points_NxD[:, part],
+                embeddings_NxD[:, part[0] : part[-1] + 1],  # a view
                 self.codes,
                 seed=level_seed(seed, level),
                 iterations=self.iterations,
+                most=self.most_a_code * self.codes,
                 engine=self.resolved_engine(),
             )
             codes_NxL[:, level] = found.labels
             books[level, : len(found.centroids), part] = found.centroids.T
-        return Quantized(codes_NxL, books, points_NxD)
+        return Quantized(codes_NxL, books, embeddings_NxD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +77,13 @@ class ResidualQuantized(_KMeansKind):
 
     def quantize(self, embeddings_NxD: np.ndarray, seed: int) -> Quantized:
         """See `CodedKind`."""
-        points_NxD = np.asarray(embeddings_NxD, np.float32)
         codes_NxL, books = residual_kmeans(
-            points_NxD,
+            embeddings_NxD,
             self.levels,
             self.codes,
             seed=seed,
             iterations=self.iterations,
+            most=self.most_a_code * self.codes,
             engine=self.resolved_engine(),
         )
-        return Quantized(codes_NxL, books, points_NxD)
+        return Quantized(codes_NxL, books, embeddings_NxD)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from dsi_jax.docids.kmeans import kmeans
 from dsi_jax.docids.precomputed import Precomputed
 from dsi_jax.docids.table import DocidTable
 
-_ITERATIONS = 50  # at most; faiss stops earlier once they hardly change the clusters
+_ITERATIONS = 50  # at most; k-means stops earlier once they hardly change the clusters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Semantic:
         given vectors from elsewhere. It is only recorded here: the caller embeds.
       n_init: k-means runs a split, of which the best is kept.
       max_levels: the deepest node that may be split; bounds the length of docids.
+      most_a_cluster: a node of more than so many documents times `clusters` learns its clusters
+        from as many, drawn at random, and the others join the nearest: bounds time and memory.
     """
 
     clusters: int = 10
@@ -47,14 +49,20 @@ class Semantic:
     )
     n_init: int = 1
     max_levels: int = 12
+    most_a_cluster: int = 25_000
 
     kind: ClassVar[str] = "semantic"
     needs: ClassVar[frozenset[str]] = frozenset({"embeddings"})
 
     def __post_init__(self):
-        if self.clusters < 2 or min(self.leaf_size, self.n_init) < 1 or self.max_levels < 0:
+        if (
+            self.clusters < 2
+            or min(self.leaf_size, self.n_init, self.most_a_cluster) < 1
+            or self.max_levels < 0
+        ):
             raise ValueError(
-                f"{self}: expected clusters >= 2, leaf_size >= 1, n_init >= 1, max_levels >= 0"
+                f"{self}: expected clusters >= 2, leaf_size >= 1, n_init >= 1, max_levels >= 0, "
+                "most_a_cluster >= 1"
             )
 
     def build(
@@ -83,8 +91,9 @@ class Semantic:
                 "leaf_size": self.leaf_size,
                 "n_init": self.n_init,
                 "max_levels": self.max_levels,
+                "most_a_cluster": self.most_a_cluster,
                 "embedder": embedder,
-                "engine": "faiss",
+                "engine": "numpy",
                 "seed": seed,
             },
             corpus_hash=corpus_hash,
@@ -94,18 +103,21 @@ class Semantic:
         self, embeddings_NxD: np.ndarray, rng: np.random.Generator
     ) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
         """Splits the documents; yields the rows of each leaf and the clusters that it lies in."""
-        pending: list[tuple[np.ndarray, tuple[int, ...]]] = [(np.arange(len(embeddings_NxD)), ())]
+        every_N = np.arange(len(embeddings_NxD))
+        pending = [_Node(embeddings_NxD, every_N, every_N, ())]
         while pending:
-            rows, path = pending.pop()
-            labels = self._split(embeddings_NxD[rows], len(path), rng)
-            if labels is None:
-                yield rows, path
+            node = pending.pop()
+            if node.points is embeddings_NxD and len(node.places) <= self._most:
+                node = node.copied()
+            labels_M = self._split(node, rng)
+            if labels_M is None:
+                yield node.rows[node.places], node.path
                 continue
-            order = np.argsort(labels, kind="stable")
-            found, starts = np.unique(labels[order], return_index=True)
-            children = np.split(rows[order], starts[1:])
+            order = np.argsort(labels_M, kind="stable")
+            found, starts = np.unique(labels_M[order], return_index=True)
+            children = np.split(node.places[order], starts[1:])
             pending += [
-                (child, (*path, label))
+                node._replace(places=child, path=(*node.path, label))
                 for child, label in zip(children, found.tolist(), strict=True)
             ]
 
@@ -129,21 +141,47 @@ class Semantic:
             lengths_N[rows] = len(digits)
         return np.stack(levels, axis=1), lengths_N
 
-    def _split(
-        self, embeddings_NxD: np.ndarray, level: int, rng: np.random.Generator
-    ) -> np.ndarray | None:
-        """The clusters of a node's documents [N], or None if they stay together."""
-        if len(embeddings_NxD) <= self.leaf_size or level == self.max_levels:
+    @property
+    def _most(self) -> int:
+        return self.most_a_cluster * self.clusters
+
+    def _split(self, node: "_Node", rng: np.random.Generator) -> np.ndarray | None:
+        """The clusters of a node's documents [M], or None if they stay together."""
+        if len(node.places) <= self.leaf_size or len(node.path) == self.max_levels:
             return None
-        labels = kmeans(
-            embeddings_NxD,
+        labels_M = kmeans(
+            node.points,
             self.clusters,
             seed=int(rng.integers(1 << 31)),
             iterations=_ITERATIONS,
             restarts=self.n_init,
+            rows=None if len(node.places) == len(node.points) else node.places,
+            most=self._most,
         ).labels
         # Fewer distinct vectors than clusters: a split into fewer is as good, into one is none.
-        return None if (labels == labels[0]).all() else labels
+        return None if (labels_M == labels_M[0]).all() else labels_M
+
+
+class _Node(NamedTuple):
+    """Documents that are to be split.
+
+    Attributes:
+      points: float [P, D], vectors of these documents and maybe others.
+      rows: int [P], the rows of all these documents in the corpus.
+      places: int [M], ascending, where in `points` the node's documents are.
+      path: the clusters that it lies in.
+    """
+
+    points: np.ndarray
+    rows: np.ndarray
+    places: np.ndarray
+    path: tuple[int, ...]
+
+    def copied(self) -> "_Node":
+        """With vectors of its own: what lies below need not be read from a mapped file again."""
+        every = len(self.places) == len(self.points)
+        points = np.asarray(self.points if every else self.points[self.places], np.float32)
+        return _Node(points, self.rows[self.places], np.arange(len(points)), self.path)
 
 
 def _num_digits(number: int, base: int) -> int:
