@@ -84,21 +84,15 @@ def measure(path: str, kind: str) -> dict[str, Any]:
     points = np.load(path, mmap_mode="r")
     builder = KINDS[kind](embedder=None)
     keys = range(len(points))  # not what is measured, and tables do not look at them
-    with PeakMemory() as table_peak:
-        start = time.perf_counter()
+    with Cost() as table_cost:
         table = builder.build(keys, "made up", points)
-        table_s = time.perf_counter() - start
-    with PeakMemory() as trie_peak:
-        start = time.perf_counter()
+    with Cost() as trie_cost:
         trie = trie_lib.build_trie(table)
-        trie_s = time.perf_counter() - start
     table.validate()
     collided = table.parameters.get("collided")
     return {
-        "table_s": table_s,
-        "table_peak_mib": table_peak.mib,
-        "trie_s": trie_s,
-        "trie_peak_mib": trie_peak.mib,
+        **table_cost.fields("table_"),
+        **trie_cost.fields("trie_"),
         "mapped_mib": points.nbytes / 2**20,
         "length": table.length,
         "trie_bytes_per_document": (
@@ -108,27 +102,39 @@ def measure(path: str, kind: str) -> dict[str, Any]:
     } | ({} if collided is None else {"collided": collided})
 
 
-class PeakMemory:
-    """The most anonymous memory of this process within the block, beyond that at its begin.
+class Cost:
+    """What a block takes of time and, beyond what the process held before it, of memory.
 
     Attributes:
-      mib: in MiB, once the block has ended.
+      seconds: until its end.
+      cpu_seconds: the processor's, of all threads: less where others had it meanwhile.
+      peak_mib: the most anonymous memory.
     """
 
-    mib: float
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
 
-    def __enter__(self) -> "PeakMemory":
+    def __enter__(self) -> "Cost":
         self._most = self._before = anonymous_bytes()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
+        self._start = time.perf_counter(), time.process_time()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._start[0]
+        self.cpu_seconds = time.process_time() - self._start[1]
         self._ended.set()
         self._thread.join()
         self._most = max(self._most, anonymous_bytes())
-        self.mib = (self._most - self._before) / 2**20
+        self.peak_mib = (self._most - self._before) / 2**20
+
+    def fields(self, prefix: str) -> dict[str, float]:
+        """The figures as fields of a line, their names after `prefix`."""
+        figures = {"s": self.seconds, "cpu_s": self.cpu_seconds, "peak_mib": self.peak_mib}
+        return {f"{prefix}{name}": figure for name, figure in figures.items()}
 
     def _look(self) -> None:
         while not self._ended.wait(_LOOK_S):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from dsi_jax.docids import kmeans as kmeans_lib
 from dsi_jax.docids import lloyd
@@ -136,6 +137,16 @@ def test_sums_follow_the_points_that_move():
             assert counts[label] == len(of_label)
             np.testing.assert_allclose(sums[label], of_label.sum(axis=0), atol=1e-4)
         centroids = (sums / counts[:, None]).astype(np.float32)
+
+
+def test_sums_are_made_in_one_thread():
+    def threads():
+        return [lib["num_threads"] for lib in lloyd._controller().info()]
+
+    with threadpool_limits(limits=3):
+        with lloyd.one_thread():
+            assert set(threads()) == {1}
+        assert 3 in threads()
 
 
 def test_clusters_far_from_zero_are_told_apart():

@@ -6,9 +6,14 @@ added up again.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 _BLOCK = 1 << 12  # points whose distances are held at a time: they stay in the cache
 _SEEDING_POINTS = 64  # k-means++ chooses among so many points a centroid
@@ -75,13 +80,13 @@ def nearest(points_NxD: np.ndarray, centroids_KxD: np.ndarray) -> np.ndarray:
         )
 
 
-def one_thread():
+def one_thread() -> AbstractContextManager:
     """BLAS computes in one thread and so sums in one order: equal arguments, equal results."""
     return _controller().limit(limits=1, user_api="blas")
 
 
 @functools.cache
-def _controller():
+def _controller() -> "ThreadpoolController":
     from threadpoolctl import ThreadpoolController  # of the extra `train`
 
     return ThreadpoolController()  # looks at all libraries of the process: a millisecond
@@ -212,7 +217,7 @@ def _squared_distances(points_NxD: np.ndarray, found: Found) -> np.ndarray:
     )
 
 
-def _blocks(points_NxD: np.ndarray):
+def _blocks(points_NxD: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, float32 [B, D]) of each block."""
     for start in range(0, len(points_NxD), _BLOCK):
         yield start, np.asarray(points_NxD[start : start + _BLOCK], np.float32)
