@@ -127,7 +127,9 @@ class CodedKind(abc.ABC):
         how many documents had the codes of another one.
         """
         codes_NxL = np.asarray(quantized.codes, np.int64)
-        collided = len(codes_NxL) - len(np.unique(_packed(codes_NxL)))
+        ordered_N = np.sort(_packed(codes_NxL))  # many times faster than `np.unique`
+        collided = int((ordered_N[1:] == ordered_N[:-1]).sum())
+        del ordered_N
         if collided and self.collisions == "nearest":
             codes_NxL = nearest_free(quantized)
         elif collided and self.collisions == "extra_level":
