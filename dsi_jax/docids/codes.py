@@ -126,7 +126,7 @@ class CodedKind(abc.ABC):
         Its parameters are the kind's, what the quantizer says of itself, the seed, and `collided`:
         how many documents had the codes of another one.
         """
-        codes_NxL = np.asarray(quantized.codes, np.int64)
+        codes_NxL = np.asarray(quantized.codes, np.int32)
         ordered_N = np.sort(_packed(codes_NxL))  # many times faster than `np.unique`
         collided = int((ordered_N[1:] == ordered_N[:-1]).sum())
         del ordered_N
@@ -137,7 +137,8 @@ class CodedKind(abc.ABC):
             codes_NxL = np.concatenate([codes_NxL, numbers_NxE], axis=1)
         num_codes = self.codes
         if self.vocabulary == "per_level":
-            codes_NxL = codes_NxL + self.codes * np.arange(codes_NxL.shape[1])
+            firsts_L = self.codes * np.arange(codes_NxL.shape[1], dtype=np.int32)
+            codes_NxL = codes_NxL + firsts_L
             # Of the numbers' levels only what is used: most often a handful.
             num_codes = max(self.codes * self.levels, int(codes_NxL.max()) + 1)
         parameters = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -155,7 +156,7 @@ class CodedKind(abc.ABC):
 
 
 def numbered(codes_NxL: np.ndarray, base: int, rng: np.random.Generator) -> np.ndarray:
-    """Digits [N, E] that number the documents of equal codes 0, 1, ... in random order."""
+    """Digits int32 [N, E] that number the documents of equal codes 0, 1, ... in random order."""
     _, group_N = np.unique(_packed(codes_NxL), return_inverse=True)
     order = np.lexsort((rng.permutation(len(codes_NxL)), group_N))
     starts = np.flatnonzero(np.diff(group_N[order], prepend=-1))
@@ -165,7 +166,8 @@ def numbered(codes_NxL: np.ndarray, base: int, rng: np.random.Generator) -> np.n
     width = 1
     while base**width < sizes.max():
         width += 1
-    return numbers_N[:, None] // base ** np.arange(width - 1, -1, -1) % base
+    places_E = base ** np.arange(width - 1, -1, -1)
+    return (numbers_N[:, None] // places_E % base).astype(np.int32)
 
 
 def nearest_free(quantized: Quantized) -> np.ndarray:
