@@ -68,6 +68,7 @@ def make_t5x_search(
         memory, mask = (jnp.repeat(x, beam_size, axis=0) for x in (memory, mask))
         cache = apply(memory, mask, num_beams=1, length=length, method="init_cache")
         shape = (batch_size, beam_size)
+        itself = jnp.zeros((batch_size * beam_size, 1, length), jnp.int32)
         state = _State(
             jnp.full(shape, _NEVER).at[:, 0].set(0.0),
             jnp.zeros((*shape, length), jnp.int32),
@@ -81,6 +82,7 @@ def make_t5x_search(
                 {"self": state.cache, "cross": cache["cross"]},
                 state.last.reshape(-1, 1),
                 level,
+                itself,
                 method="decode_step",
             )
             log_probs = jax.nn.log_softmax(logits[:, 0]).reshape(*shape, -1)

@@ -151,7 +151,9 @@ def decoder_step(name: str, setting: Setting) -> tuple[Any, ...]:
         return model.apply(variables, memory, mask, **more)
 
     def step(variables: Any, cache: Any, tokens: jax.Array, position: jax.Array) -> Any:
-        return model.apply(variables, cache, tokens, position, method="decode_step")
+        own = jnp.arange(beams, dtype=jnp.int32)[:, None]
+        lineage = jnp.broadcast_to(own, (queries, beams, setting.length))
+        return model.apply(variables, cache, tokens, position, lineage, method="decode_step")
 
     cache = jax.eval_shape(empty_cache, variables)
     tokens = jax.ShapeDtypeStruct((queries, beams), jnp.int32)

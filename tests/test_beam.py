@@ -40,29 +40,40 @@ def toy_params(seed, vocab_size=V, length=L):
 
 
 def toy_decoder(params):
-    """The cached decoder: a recurrent state and a history of embeddings for each beam."""
+    """The cached decoder: recurrent states and embeddings of all beams at all positions."""
     params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
 
     def init_cache(memory, mask, num_beams, length):
-        own = {
-            "state": jnp.zeros((mask.shape[0], num_beams, D)),
-            "history": jnp.zeros((mask.shape[0], num_beams, length, D)),
-        }
-        return {"self": own, "cross": {"memory": memory}}
+        shape = (mask.shape[0], num_beams, length, D)
+        return {"states": jnp.zeros(shape), "embedded": jnp.zeros(shape), "memory": memory}
 
-    def step(cache, tokens, position):
+    def step(cache, tokens, position, lineage):
+        batch, _, length = lineage.shape
+
+        def of_lineage(array):
+            return array[jnp.arange(batch)[:, None, None], lineage, jnp.arange(length)]
+
+        def written(array, new):
+            return array.at[:, : new.shape[1], position].set(new)
+
         embedded = params["embed"][tokens]
-        memory = cache["cross"]["memory"][:, None]
-        state = jnp.tanh(cache["self"]["state"] @ params["recur"] + embedded + memory)
-        history = cache["self"]["history"].at[:, :, position].set(embedded)
+        before = of_lineage(cache["states"])[:, :, jnp.maximum(position - 1, 0)]
+        before = jnp.where(position > 0, before, 0)
+        state = jnp.tanh(before @ params["recur"] + embedded + cache["memory"][:, None])
+        cache = {
+            **cache,
+            "states": written(cache["states"], state),
+            "embedded": written(cache["embedded"], embedded),
+        }
+        history = of_lineage(cache["embedded"])
+        history = jnp.where((jnp.arange(length) <= position)[:, None], history, 0)
         context = jnp.einsum("bmld,l->bmd", history, params["address"][position])
-        logits = jnp.concatenate([state, context], -1) @ params["head"]
-        return logits, {**cache, "self": {"state": state, "history": history}}
+        return jnp.concatenate([state, context], -1) @ params["head"], cache
 
-    def score(cache, inputs, targets, position):
+    def score(cache, inputs, targets, position, lineage):
         every = []
         for index in range(inputs.shape[-1]):
-            logits, cache = step(cache, inputs[:, :, index], position + index)
+            logits, cache = step(cache, inputs[:, :, index], position + index, lineage)
             every.append(logits)
         return score_docids(jnp.stack(every, axis=2), targets)
 

@@ -303,37 +303,85 @@ def test_buckets_by_hand() -> None:
 # --- Cached decoding ---------------------------------------------------------------------------
 
 
+@pytest.fixture(params=["all keys", "own keys"])
+def keys_looked_at(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of attending to a lineage."""
+    if request.param == "own keys":
+        monkeypatch.setattr(layers, "_MOST_KEYS", 0)
+
+
 @VERSIONS
 @SPACES
+@pytest.mark.usefixtures("keys_looked_at")
 def test_decode_step_equals_teacher_forcing(t5: T5Config, space: str) -> None:
     batch = random_batch()
     model = dsi_model(t5, space)
     variables = init(model, batch)
     memory, mask = jitted(model, "encode")(variables, batch)
     rng = np.random.default_rng(2)
+    # What is decoded at each position, and which beam of the position before each beam extends.
     inputs = rng.integers(0, DOCID_VOCAB, (BATCH, BEAMS, LENGTH), dtype=np.int32)
+    parents = rng.integers(0, BEAMS, (BATCH, BEAMS, LENGTH), dtype=np.int32)
+    own = np.broadcast_to(np.arange(BEAMS, dtype=np.int32)[:, None], inputs.shape)
+    lineages = [own]
+    for position in range(1, LENGTH):
+        parent = parents[:, :, position, None]
+        before = np.take_along_axis(lineages[-1], parent, axis=1)
+        lineages.append(np.where(np.arange(LENGTH) < position, before, own))
+
+    def sequences(lineage: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(inputs, lineage, axis=1)
 
     decode = jitted(model, "decode")
-    expected = np.stack(
-        [decode(variables, memory, mask, inputs[:, beam]) for beam in range(BEAMS)], axis=1
-    )
-    cache = jitted(model, "init_cache", num_beams=BEAMS, length=LENGTH)(variables, memory, mask)
+
+    def expected(lineage: np.ndarray) -> np.ndarray:
+        found = sequences(lineage)
+        logits = [decode(variables, memory, mask, found[:, beam]) for beam in range(BEAMS)]
+        return np.stack(logits, axis=1)
+
+    # One beam more than there is needs room for none.
+    cache = jitted(model, "init_cache", num_beams=BEAMS + 1, length=LENGTH)(variables, memory, mask)
     step = jitted(model, "decode_step")
-    for position in range(LENGTH):
-        logits, cache = step(variables, cache, inputs[:, :, position], position)
+    for position, lineage in enumerate(lineages):
+        logits, cache = step(variables, cache, inputs[:, :, position], position, lineage)
         assert logits.dtype == jnp.float32
-        np.testing.assert_allclose(logits, expected[:, :, position], rtol=0, atol=1e-5)
-        if position == 0:
-            after_one = cache
-    hidden, at_once = jitted(model, "decode_positions")(variables, after_one, inputs[:, :, 1:], 1)
+        of_position = expected(lineage)[:, :, position]
+        np.testing.assert_allclose(logits, of_position, rtol=0, atol=1e-5)
+        if position == 1:
+            after_two = cache
+    lineage = np.where(np.arange(LENGTH) < 2, lineages[2], own)
+    several = jitted(model, "decode_positions")
+    hidden, at_once = several(variables, after_two, inputs[:, :, 2:], 2, lineage)
     logits = jitted(model, "head")(variables, hidden)
-    np.testing.assert_allclose(logits, expected[:, :, 1:], rtol=0, atol=1e-5)
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, atol=1e-5), at_once["self"], cache["self"]
+    np.testing.assert_allclose(logits, expected(lineage)[:, :, 2:], rtol=0, atol=1e-5)
+    if np.array_equal(lineage, lineages[-1]):
+        raise AssertionError("the beams never changed places")
+    # Both wrote the position at which the lineages are still one.
+    first = functools.partial(jax.tree.map, lambda leaf: leaf[:, :, :3])
+    check = functools.partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(check, first(at_once["self"]), first(cache["self"]))
+
+
+@VERSIONS
+def test_first_step_of_a_known_position_is_that_of_a_traced_one(t5: T5Config) -> None:
+    batch = random_batch()
+    model = dsi_model(t5)
+    variables = init(model, batch)
+    memory, mask = jitted(model, "encode")(variables, batch)
+    cache = jitted(model, "init_cache", num_beams=BEAMS, length=LENGTH)(variables, memory, mask)
+    tokens = np.zeros((BATCH, 1), np.int32)
+    lineage = np.zeros((BATCH, 1, LENGTH), np.int32)
+    expected, of_traced = jitted(model, "decode_step")(variables, cache, tokens, 0, lineage)
+    known = jax.jit(
+        lambda variables: model.apply(variables, cache, tokens, 0, lineage, method="decode_step")
     )
+    found, of_known = known(variables)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    check = functools.partial(np.testing.assert_allclose, atol=1e-6)
+    jax.tree.map(check, of_known["self"], of_traced["self"])
 
 
-def test_cache_holds_beams_on_axis_1_of_its_own_part_alone() -> None:
+def test_cache_has_room_for_beams_in_its_own_part_alone() -> None:
     batch = random_batch()
     model = dsi_model(dataclasses.replace(V1_1, dtype="bfloat16"))
     variables = init(model, batch)
@@ -345,11 +393,9 @@ def test_cache_holds_beams_on_axis_1_of_its_own_part_alone() -> None:
 
     one, many = cache(1), cache(BEAMS)
     assert one.keys() == many.keys() == {"self", "cross"}
-    heads = (V1_1.num_heads, V1_1.head_dim)
     shapes = {leaf.shape for leaf in jax.tree.leaves(many["self"])}
-    assert shapes == {(BATCH, BEAMS, LENGTH, *heads)}
-    expanded = jax.tree.map(lambda leaf: jnp.repeat(leaf, BEAMS, axis=1), one["self"])
-    jax.tree.map(np.testing.assert_array_equal, expanded, many["self"])
+    assert shapes == {(BATCH, V1_1.num_heads, LENGTH, BEAMS, V1_1.head_dim)}
+    assert not any(leaf.any() for leaf in jax.tree.leaves(many["self"]))
     jax.tree.map(np.testing.assert_array_equal, one["cross"], many["cross"])
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(many)}
     assert dtypes == {jnp.dtype("bfloat16"), jnp.dtype(bool)}

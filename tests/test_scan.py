@@ -21,6 +21,8 @@ from dsi_jax.training.optimizers import Adafactor, AdamW
 from dsi_jax.training.schedules import Schedule
 
 BATCH, SOURCE, LENGTH, BEAMS, DOCID_VOCAB = 3, 9, 5, 4, 12
+# Beams that never take another's place.
+ITSELF = np.broadcast_to(np.arange(BEAMS, dtype=np.int32)[:, None], (BATCH, BEAMS, LENGTH))
 V1_0 = T5Config(
     vocab_size=40,
     emb_dim=16,
@@ -118,7 +120,8 @@ def test_cached_steps_are_those_of_the_layers_one_by_one(t5: T5Config) -> None:
         cache = apply(memory, mask, num_beams=BEAMS, length=LENGTH, method="init_cache")
         every = []
         for position in range(LENGTH):
-            step, cache = apply(cache, tokens[:, :, position], position, method="decode_step")
+            token = tokens[:, :, position]
+            step, cache = apply(cache, token, position, ITSELF, method="decode_step")
             every.append(step)
         return jnp.stack(every, axis=2)
 
@@ -147,8 +150,8 @@ def several_at_once(model: DSIModel, params: dict, tokens: np.ndarray, batch: di
 
         memory, mask = apply(batch, method="encode")
         cache = apply(memory, mask, num_beams=BEAMS, length=LENGTH, method="init_cache")
-        first, cache = apply(cache, tokens[:, :, :1], 0, method="decode_positions")
-        rest, _ = apply(cache, tokens[:, :, 1:], 1, method="decode_positions")
+        first, cache = apply(cache, tokens[:, :, :1], 0, ITSELF, method="decode_positions")
+        rest, _ = apply(cache, tokens[:, :, 1:], 1, ITSELF, method="decode_positions")
         return apply(jnp.concatenate([first, rest], axis=2), method="head")
 
     return jax.jit(logits)(params)

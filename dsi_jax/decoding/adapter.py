@@ -37,16 +37,24 @@ def for_model(model: nn.Module, params: Any) -> DecodeFns:
         )
 
     def step(
-        cache: dict[str, Any], tokens_BxM: jax.Array, position: jax.Array
+        cache: dict[str, Any],
+        tokens_BxM: jax.Array,
+        position: jax.Array | int,
+        lineage_BxMxL: jax.Array,
     ) -> tuple[jax.Array, dict[str, Any]]:
-        return model.apply({"params": params}, cache, tokens_BxM, position, method="decode_step")
+        return model.apply(
+            {"params": params}, cache, tokens_BxM, position, lineage_BxMxL, method="decode_step"
+        )
 
     def score(
-        cache: dict[str, Any], inputs_BxMxT: jax.Array, targets_BxMxT: jax.Array, position: int
+        cache: dict[str, Any],
+        inputs_BxMxT: jax.Array,
+        targets_BxMxT: jax.Array,
+        position: int,
+        lineage_BxMxL: jax.Array,
     ) -> jax.Array:
-        hidden_BxMxTxD, _ = model.apply(
-            {"params": params}, cache, inputs_BxMxT, position, method="decode_positions"
-        )
+        args = cache, inputs_BxMxT, position, lineage_BxMxL
+        hidden_BxMxTxD, _ = model.apply({"params": params}, *args, method="decode_positions")
 
         def of_position(args: tuple[jax.Array, jax.Array]) -> jax.Array:
             hidden_BxMxD, targets_BxM = args

@@ -40,7 +40,8 @@ def atomic_search(
     """
     cache = decode.init_cache(memory, mask, 1, 1)
     first_Bx1 = jnp.full((mask.shape[0], 1), PAD_TOKEN, jnp.int32)
-    logits_BxV = next_logits(decode, cache, first_Bx1, 0, constraint)[0][:, 0]
+    lineage_Bx1x1 = jnp.zeros((mask.shape[0], 1, 1), jnp.int32)
+    logits_BxV = next_logits(decode, cache, first_Bx1, 0, lineage_Bx1x1, constraint)[0][:, 0]
     axes = ("batch", "vocab")
     logits_BxV = nn.with_logical_constraint(logits_BxV, axes)
     place_V = _places(constraint.trie, logits_BxV.shape[1])

@@ -2,9 +2,10 @@
 
 The first step decodes one beam, and beams multiply only as fast as whoever picks among the
 candidates lets them: these levels are programs of their own. Once there are as many beams as there
-will be, levels of like width are one program in a loop, so that the time to compile does not grow
-with L. Where every beam has one docid left, all tokens to come are known: the loop ends, and one
-pass of the decoder scores them. Trace it under one ``jit`` with the model
+will be, one program decodes all levels in a loop, so that the time to compile does not grow with L;
+in it, levels of like width share what expands and picks. Where every beam has one docid left, all
+tokens to come are known: the loop ends, and one pass of the decoder scores them. What the decoder
+remembers of a beam stays where it was written: a beam's lineage says where that is. Trace it under one ``jit`` with the model
 (`dsi_jax.decoding.adapter.make_search`).
 """
 
@@ -24,19 +25,21 @@ class DecodeFns(NamedTuple):
     """A decoder as two functions with its parameters bound.
 
     Attributes:
-      init_cache: ``(memory, mask, num_beams, length) -> cache``, a mapping. Leaves under
-        ``cache['self']`` have the beams on axis 1 and follow them; all others are shared by the
-        beams of a query and left alone.
-      step: ``(cache, tokens int32 [B, M], position int32 []) -> (logits [B, M, V], cache)``,
-        where ``tokens`` are the decoder's inputs at ``position``, 0 (pad) at the first.
-      score: ``(cache, inputs int32 [B, M, T], targets int32 [B, M, T], position) -> float32
-        [B, M]``, the sum of the log-probabilities of ``targets`` (of pads: 0) after ``inputs`` at
-        ``position`` and the positions that follow. None: all levels are decoded one by one.
+      init_cache: ``(memory, mask, num_beams, length) -> cache``, a pytree with room for so many
+        beams at every position.
+      step: ``(cache, tokens int32 [B, M], position int32 [], lineage int32 [B, M, L]) ->
+        (logits [B, M, V], cache)``, where ``tokens`` are the decoder's inputs at ``position``, 0
+        (pad) at the first. A beam's earlier position l was decoded as beam ``lineage[b, m, l]``;
+        from ``position`` on, lineage is the beam's own number. So a cache need not be reordered.
+      score: ``(cache, inputs int32 [B, M, T], targets int32 [B, M, T], position, lineage) ->
+        float32 [B, M]``, the sum of the log-probabilities of ``targets`` (of pads: 0) after
+        ``inputs`` at ``position`` and the positions that follow. None: all levels are decoded one
+        by one.
     """
 
-    init_cache: Callable[[Any, Any, int, int], dict[str, Any]]
-    step: Callable[[dict[str, Any], jax.Array, jax.Array], tuple[jax.Array, dict[str, Any]]]
-    score: Callable[[dict[str, Any], jax.Array, jax.Array, int], jax.Array] | None = None
+    init_cache: Callable[[Any, Any, int, int], Any]
+    step: Callable[[Any, jax.Array, jax.Array | int, jax.Array], tuple[jax.Array, Any]]
+    score: Callable[[Any, jax.Array, jax.Array, int, jax.Array], jax.Array] | None = None
 
 
 class Beams(NamedTuple):
@@ -47,7 +50,7 @@ class Beams(NamedTuple):
     last: jax.Array  # int32 [B, M], the token that the decoder reads next
     tokens: jax.Array  # int32 [B, M, L], pads where not decoded yet
     state: Any  # the constraint's
-    parent: jax.Array  # int32 [B, M], the beam of the level before that each extends
+    lineage: jax.Array  # int32 [B, M, L], see `DecodeFns.step`; up to the last level decoded
 
 
 class Level(NamedTuple):
@@ -117,11 +120,13 @@ def decode_levels(
     """
 
     levels = _Levels(decode, constraint, pick, renormalize)
-    cache = decode.init_cache(memory, mask, 1, constraint.length)
+    num_beams = levels.num_beams()
+    cache = decode.init_cache(memory, mask, num_beams[-1], constraint.length)
     carry = _one_empty_beam(mask.shape[0], constraint), cache, extra
-    for span in constraint.spans:
-        carry = levels.of_span(span, carry)
-    beams, _, extra = carry
+    growing = num_beams.index(num_beams[-1])
+    for number in range(growing):
+        carry = levels.one(levels.spans(number, number + 1), number, carry)
+    beams, _, extra = levels.all_from(growing, carry)
     return beams, extra
 
 
@@ -134,101 +139,119 @@ class _Levels:
     pick: Picker
     renormalize: bool
 
-    def of_span(self, span: Span, carry: tuple) -> tuple:
-        """All levels of a span."""
-        number = span.start
-        while number < span.stop and self._grows(carry[0], span):
-            carry = self._one(span, number, carry)
-            number += 1
-        jump = self._jump_from(span, number)
-        if number + 1 == span.stop:  # a loop of one level would copy the cache for nothing
-            return self._one(span, number, carry)
-        if jump is not None:
-            return self._loop_or_jump(span, number, jump, carry)
-        if number < span.stop:
-            body = functools.partial(self._one, span)
-            return jax.lax.fori_loop(number, span.stop, body, _caught_up(*carry))
-        return carry
+    def num_beams(self) -> list[int]:
+        """How many beams there are before each level and after the last; they never become fewer."""
+        numbers = [1]
+        for span in self.constraint.spans:
+            for _ in range(span.start, span.stop):
+                numbers.append(max(numbers[-1], self.pick.width(numbers[-1], span.width)))
+        return numbers
 
-    def _grows(self, beams: Beams, span: Span) -> bool:
-        """Whether there are more beams after the next level than before."""
-        num_beams = beams.last.shape[1]
-        return self.pick.width(num_beams, span.width) > num_beams
+    def spans(self, start: int, stop: int) -> list[Span]:
+        """Those that have a level from `start` to `stop - 1`."""
+        return [span for span in self.constraint.spans if span.start < stop and start < span.stop]
 
-    def _one(self, span: Span, number: jax.Array | int, carry: tuple) -> tuple:
-        """One level."""
+    def one(self, spans: list[Span], number: jax.Array | int, carry: tuple) -> tuple:
+        """One level, which is of one of these spans."""
         beams, cache, extra = carry
-        cache = {**cache, "self": follow(cache["self"], beams.parent)}
-        logits_BxMxV, cache = next_logits(self.decode, cache, beams.last, number, self.constraint)
-        candidates = self.constraint.expand(span, number, beams.state, logits_BxMxV)
-        log_probs_BxMxK = _log_probs(candidates, logits_BxMxV, self.renormalize)
-        scores_BxMxK = beams.scores[..., None] + log_probs_BxMxK
-        level = Level(span, number, beams, candidates, scores_BxMxK, self.constraint)
-        beams, extra = self.pick(level, extra)
+        beams = _at_level(beams, number)
+        logits_BxMxV, cache = next_logits(
+            self.decode, cache, beams.last, number, beams.lineage, self.constraint
+        )
+        branches = [functools.partial(self._picked, span) for span in spans]
+        later = [number >= span.start for span in spans[1:]]
+        index = jnp.asarray(later, jnp.int32).sum()
+        beams, extra = jax.lax.switch(index, branches, number, logits_BxMxV, beams, extra)
         return beams, cache, extra
 
-    def _jump_from(self, span: Span, number: int) -> int | None:
-        """The level from which on levels may be passed over; None: from none."""
-        possible = self.constraint.jump is not None and self.decode.score is not None
-        if not possible or not self.pick.jumps or span.stop != self.constraint.length:
-            return None
-        level = max(self.constraint.jump, number)
-        return level if span.stop - level > 1 else None
-
-    def _loop_or_jump(self, span: Span, number: int, jump: int, carry: tuple) -> tuple:
-        """Levels one by one to the end of the span, or to `jump` if all beams are decided there."""
+    def all_from(self, number: int, carry: tuple) -> tuple:
+        """All levels from one on, at which there are as many beams as there will be."""
+        length = self.constraint.length
+        spans = self.spans(number, length)
+        if length - number <= 1:
+            return self.one(spans, number, carry) if spans else carry
+        jump = self._jump_from(number)
 
         def goes_on(state: tuple) -> jax.Array:
             level, (beams, _, _) = state
-            decided = (self.constraint.decided(beams.state) | ~beams.live).all()
-            return (level < span.stop) & ~((level == jump) & decided)
+            more = level < length
+            if jump is not None:
+                decided = (self.constraint.decided(beams.state) | ~beams.live).all()
+                more &= ~((level == jump) & decided)
+            return more
 
         def go_on(state: tuple) -> tuple:
             level, carry = state
-            return level + 1, self._one(span, level, carry)
+            return level + 1, self.one(spans, level, carry)
 
-        state = jnp.int32(number), _caught_up(*carry)
-        level, (beams, cache, extra) = jax.lax.while_loop(goes_on, go_on, state)
+        level, carry = jax.lax.while_loop(goes_on, go_on, (jnp.int32(number), carry))
+        if jump is None:
+            return carry
+        beams, cache, extra = carry
         beams, extra = jax.lax.cond(
-            level < span.stop,
-            lambda: self._pass_over(span, jump, beams, cache, extra),
+            level < length,
+            lambda: self._pass_over(jump, beams, cache, extra),
             lambda: (beams, extra),
         )
         return beams, cache, extra
 
-    def _pass_over(
-        self, span: Span, start: int, beams: Beams, cache: dict[str, Any], extra: Any
+    def _picked(
+        self,
+        span: Span,
+        number: jax.Array | int,
+        logits_BxMxV: jax.Array,
+        beams: Beams,
+        extra: Any,
     ) -> tuple[Beams, Any]:
+        """The next beams, by the logits of a level."""
+        candidates = self.constraint.expand(span, number, beams.state, logits_BxMxV)
+        log_probs_BxMxK = _log_probs(candidates, logits_BxMxV, self.renormalize)
+        scores_BxMxK = beams.scores[..., None] + log_probs_BxMxK
+        level = Level(span, number, beams, candidates, scores_BxMxK, self.constraint)
+        return self.pick(level, extra)
+
+    def _jump_from(self, number: int) -> int | None:
+        """The level from which on levels may be passed over; None: from none."""
+        if self.constraint.jump is None or self.decode.score is None or not self.pick.jumps:
+            return None
+        level = max(self.constraint.jump, number)
+        return level if self.constraint.length - level > 1 else None
+
+    def _pass_over(self, start: int, beams: Beams, cache: Any, extra: Any) -> tuple[Beams, Any]:
         """The beams after the last level, of which each has one docid left at level `start`."""
-        cache = {**cache, "self": follow(cache["self"], beams.parent)}
+        beams = _at_level(beams, start)
         targets_BxMxT = self.constraint.rest(beams.state, start)
         beams = beams._replace(tokens=beams.tokens.at[:, :, start:].set(targets_BxMxT))
         scores_BxM = beams.scores
         if not self.renormalize:  # else the only child of a node has the probability 1
             inputs = [beams.last[..., None], targets_BxMxT[..., :-1]]
             inputs_BxMxT = jnp.concatenate(inputs, axis=-1)
-            scores_BxM += self.decode.score(cache, inputs_BxMxT, targets_BxMxT, start)
+            scores_BxM += self.decode.score(
+                cache, inputs_BxMxT, targets_BxMxT, start, beams.lineage
+            )
         # To whoever picks, it is the last level, with one candidate for each beam.
         only_BxMx1 = beams.live[..., None]
         candidates = Candidates(jnp.zeros(only_BxMx1.shape), only_BxMx1, ~only_BxMx1)
+        last = self.constraint.spans[-1]
         scores_BxMx1 = scores_BxM[..., None]
-        level = Level(span, span.stop - 1, beams, candidates, scores_BxMx1, self.constraint)
+        level = Level(last, last.stop - 1, beams, candidates, scores_BxMx1, self.constraint)
         return self.pick(level, extra)
 
 
 def next_logits(
     decode: DecodeFns,
-    cache: dict[str, Any],
+    cache: Any,
     last_BxM: jax.Array,
     number: jax.Array | int,
+    lineage_BxMxL: jax.Array,
     constraint: Constraint,
-) -> tuple[jax.Array, dict[str, Any]]:
+) -> tuple[jax.Array, Any]:
     """The logits of a level, float32 [B, M, V], and the cache after it.
 
     Raises:
       ValueError: the decoder's logits and the constraint differ in their vocabulary size.
     """
-    logits_BxMxV, cache = decode.step(cache, last_BxM, jnp.int32(number))
+    logits_BxMxV, cache = decode.step(cache, last_BxM, number, lineage_BxMxL)
     if logits_BxMxV.shape[-1] < constraint.vocab_size:
         raise ValueError(
             f"the decoder's logits have a vocabulary of {logits_BxMxV.shape[-1]}; expected the "
@@ -255,7 +278,8 @@ def extend(level: Level, index_BxW: jax.Array, live_BxW: jax.Array) -> Beams:
     """
     batch_size, _, num_children = level.scores.shape
     parent, choice = index_BxW // num_children, index_BxW % num_children
-    tokens, state = follow((level.beams.tokens, level.beams.state), parent)
+    beams = level.beams
+    tokens, lineage, state = follow((beams.tokens, beams.lineage, beams.state), parent)
     token, state = level.constraint.advance(level.span, level.number, state, choice)
     scores = jnp.take_along_axis(
         level.scores.reshape(batch_size, -1), index_BxW, axis=1, mode="clip"
@@ -266,7 +290,7 @@ def extend(level: Level, index_BxW: jax.Array, live_BxW: jax.Array) -> Beams:
         last=token,
         tokens=tokens.at[:, :, level.number].set(token),
         state=state,
-        parent=parent,
+        lineage=lineage,
     )
 
 
@@ -285,15 +309,15 @@ def _one_empty_beam(batch_size: int, constraint: Constraint) -> Beams:
         last=jnp.full((batch_size, 1), PAD_TOKEN, jnp.int32),
         tokens=jnp.full((batch_size, 1, constraint.length), PAD_TOKEN, jnp.int32),
         state=constraint.start(batch_size),
-        parent=jnp.zeros((batch_size, 1), jnp.int32),
+        lineage=jnp.zeros((batch_size, 1, constraint.length), jnp.int32),
     )
 
 
-def _caught_up(beams: Beams, cache: dict[str, Any], extra: Any) -> tuple:
-    """The same, with a cache that has as many beams as there are."""
-    own = jnp.broadcast_to(jnp.arange(beams.parent.shape[1], dtype=jnp.int32), beams.parent.shape)
-    cache = {**cache, "self": follow(cache["self"], beams.parent)}
-    return beams._replace(parent=own), cache, extra
+def _at_level(beams: Beams, number: jax.Array | int) -> Beams:
+    """Beams that are about to be decoded at a level, each under its own number."""
+    length = beams.lineage.shape[-1]
+    own_Mx1 = jnp.arange(beams.lineage.shape[1], dtype=jnp.int32)[:, None]
+    return beams._replace(lineage=jnp.where(jnp.arange(length) < number, beams.lineage, own_Mx1))
 
 
 def _log_probs(candidates: Candidates, logits_BxMxV: jax.Array, renormalize: bool) -> jax.Array:

@@ -218,36 +218,47 @@ class DSIModel(nn.Module):
         Args:
           memory: [B, S, D], from `encode`.
           mask: bool [B, S], from `encode`.
-          num_beams: M.
+          num_beams: C, the most beams that there will be.
           length: L, the number of steps to come at most.
 
         Returns:
-          {"self": {"layers_<i>": {"key", "value"}}}, zeros [B, M, L, H, P], of which every leaf
-          has the beams on axis 1; and {"cross": {"layers_<i>": {"key", "value"}, "mask"}}, the
-          projected memory [B, S, H, P] and its mask [B, S], shared by all beams. With scan_layers
-          "layers" holds all layers stacked, see `t5.Decoder`.
+          {"self": {"layers_<i>": {"key", "value"}}}, zeros [B, H, L, C, P]; and
+          {"cross": {"layers_<i>": {"key", "value"}, "mask"}}, the projected memory [B, S, H, P]
+          and its mask [B, S], shared by all beams. With scan_layers "layers" holds all layers
+          stacked, see `t5.Decoder`.
         """
         own = self.decoder.empty_cache(memory.shape[0], num_beams, length)
         return {"self": own, "cross": self.decoder.project_memory(memory) | {"mask": mask}}
 
     def decode_step(
-        self, cache: dict[str, Any], tokens: jax.Array, position: jax.Array
+        self,
+        cache: dict[str, Any],
+        tokens: jax.Array,
+        position: jax.Array | int,
+        lineage: jax.Array,
     ) -> tuple[jax.Array, dict[str, Any]]:
         """One position of all beams, equal to that position of `decode`.
 
         Args:
           cache: from `init_cache` or the step before.
           tokens: int32 [B, M], each beam's decoder input at `position` (0 at position 0).
-          position: int32 scalar, in [0, L).
+          position: int32 scalar, in [0, L); cheaper as a Python 0.
+          lineage: int32 [B, M, L], in [0, C): as which beam each position of a beam was decoded;
+            from `position` on, the beam's own number.
 
         Returns:
           Logits float32 [B, M, V], and the cache with `position` written.
         """
-        hidden_BxMx1xD, cache = self.decode_positions(cache, tokens[..., None], position)
+        inputs = tokens[..., None]
+        hidden_BxMx1xD, cache = self.decode_positions(cache, inputs, position, lineage)
         return self.head(hidden_BxMx1xD[:, :, 0]), cache
 
     def decode_positions(
-        self, cache: dict[str, Any], tokens: jax.Array, position: jax.Array
+        self,
+        cache: dict[str, Any],
+        tokens: jax.Array,
+        position: jax.Array | int,
+        lineage: jax.Array,
     ) -> tuple[jax.Array, dict[str, Any]]:
         """Several positions of all beams in one pass, without the head.
 
@@ -255,6 +266,7 @@ class DSIModel(nn.Module):
           cache: as for `decode_step`.
           tokens: int32 [B, M, T], each beam's decoder inputs at `position` and those after it.
           position: int32 scalar, the first, in [0, L - T].
+          lineage: as for `decode_step`.
 
         Returns:
           Hidden states [B, M, T, D] for `head`, and the cache with the positions written.
@@ -262,7 +274,7 @@ class DSIModel(nn.Module):
         own, cross = cache["self"], cache["cross"]
         inputs_BxQ = tokens.reshape(len(tokens), -1)
         hidden_BxQxD, own = self.decoder.step(
-            self._output_embedder(inputs_BxQ), own, cross, cross["mask"], position
+            self._output_embedder(inputs_BxQ), own, cross, cross["mask"], position, lineage
         )
         return hidden_BxQxD.reshape(*tokens.shape, -1), {"self": own, "cross": cross}
 

@@ -1,8 +1,8 @@
 """Layers of T5 (Raffel et al., 2020, https://arxiv.org/abs/1910.10683) with logical axes.
 
-Shape letters: B batch, M beams, Q queries (decoder positions, or those of all beams in a cached
-step), K keys, L docid length, T positions of a cached step, S source tokens, D width, H heads, P
-head size, F mlp width, V vocabulary.
+Shape letters: B batch, M beams, C beams that a cache has room for, Q queries (decoder positions, or
+those of all beams in a cached step), K keys, L docid length, T positions of a cached step, S source
+tokens, D width, H heads, P head size, F mlp width, V vocabulary.
 
 Parameters are float32 and carry T5X's logical axis names. Matrix products run in `dtype`;
 statistics of layer norms, attention logits, softmax and output logits are always float32.
@@ -22,6 +22,10 @@ Initializer = Callable[..., jax.Array]
 # Added to or put in place of the logits of masked keys. Finite, so that a row whose keys are all
 # masked (an empty text) yields a uniform average and no NaN.
 MASKED_LOGIT = -1e10
+
+# Up to so many keys of all beams, a beam looks at all of them, the others' masked, which is one
+# product of matrices; beyond, its own are gathered first.
+_MOST_KEYS = 512
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
@@ -264,37 +268,60 @@ class Attention(nn.Module):
         weights_BxHxQxK = self.dropout(weights_BxHxQxK, deterministic)
         return self._join(jnp.einsum("BHQK,BKHP->BQHP", weights_BxHxQxK, value_BxKxHxP))
 
-    def attend_own_beam(
+    def attend_lineage(
         self,
         query_BxMxTxHxP: jax.Array,
-        key_BxMxLxHxP: jax.Array,
-        value_BxMxLxHxP: jax.Array,
+        key_BxHxLxCxP: jax.Array,
+        value_BxHxLxCxP: jax.Array,
         bias_HxTxL: jax.Array,
+        lineage_BxMxL: jax.Array,
     ) -> jax.Array:
-        """One decoding step in which every beam attends to its own keys.
+        """A cached step, in which every beam attends to the beams that it comes from.
 
         Args:
           query_BxMxTxHxP: queries of the current positions.
-          key_BxMxLxHxP: keys of all positions; those to come are hidden by the bias.
-          value_BxMxLxHxP: their values.
+          key_BxHxLxCxP: keys of all positions; those to come are hidden by the bias.
+          value_BxHxLxCxP: their values.
           bias_HxTxL: float32, position bias and causal mask of the current positions.
+          lineage_BxMxL: int32, where on axis C each position of a beam lies.
 
         Returns:
           [B, M, T, D].
         """
-        if query_BxMxTxHxP.shape[2] == 1:  # products of matrices with one row are slower on CPUs
-            query_BxMxHxP = query_BxMxTxHxP[:, :, 0]
-            logits_BxMxHxL = jnp.einsum(
-                "BMHP,BMLHP->BMHL", query_BxMxHxP, key_BxMxLxHxP, preferred_element_type=jnp.float32
+        length, num_beams = key_BxHxLxCxP.shape[2:4]
+        if length * num_beams <= _MOST_KEYS:
+            logits_BxHxMxTxLxC = jnp.einsum(
+                "BMTHP,BHLCP->BHMTLC",
+                query_BxMxTxHxP,
+                key_BxHxLxCxP,
+                preferred_element_type=jnp.float32,
             )
-            weights_BxMxHxL = jax.nn.softmax(logits_BxMxHxL + bias_HxTxL[:, 0]).astype(self.dtype)
-            y_BxMxHxP = jnp.einsum("BMHL,BMLHP->BMHP", weights_BxMxHxL, value_BxMxLxHxP)
-            return self._join(y_BxMxHxP)[:, :, None]
-        logits_BxMxHxTxL = jnp.einsum(
-            "BMTHP,BMLHP->BMHTL", query_BxMxTxHxP, key_BxMxLxHxP, preferred_element_type=jnp.float32
+            own_BxMxLxC = lineage_BxMxL[..., None] == jnp.arange(num_beams)
+            logits_BxHxMxTxLxC = jnp.where(
+                own_BxMxLxC[:, None, :, None],
+                logits_BxHxMxTxLxC + bias_HxTxL[:, None, :, :, None],
+                MASKED_LOGIT,
+            )
+            weights_BxHxMxTxLxC = jax.nn.softmax(logits_BxHxMxTxLxC, axis=(-2, -1))
+            weights_BxHxMxTxLxC = weights_BxHxMxTxLxC.astype(self.dtype)
+            return self._join(
+                jnp.einsum("BHMTLC,BHLCP->BMTHP", weights_BxHxMxTxLxC, value_BxHxLxCxP)
+            )
+        place_Bx1xLxMx1 = jnp.swapaxes(lineage_BxMxL, 1, 2)[:, None, :, :, None]
+        key_BxHxLxMxP, value_BxHxLxMxP = (
+            jnp.take_along_axis(x, place_Bx1xLxMx1, axis=3, mode="clip")
+            for x in (key_BxHxLxCxP, value_BxHxLxCxP)
         )
-        weights_BxMxHxTxL = jax.nn.softmax(logits_BxMxHxTxL + bias_HxTxL).astype(self.dtype)
-        return self._join(jnp.einsum("BMHTL,BMLHP->BMTHP", weights_BxMxHxTxL, value_BxMxLxHxP))
+        logits_BxHxMxTxL = jnp.einsum(
+            "BMTHP,BHLMP->BHMTL", query_BxMxTxHxP, key_BxHxLxMxP, preferred_element_type=jnp.float32
+        )
+        weights_BxHxMxTxL = jax.nn.softmax(logits_BxHxMxTxL + bias_HxTxL[:, None])
+        weights_BxHxMxTxL = weights_BxHxMxTxL.astype(self.dtype)
+        return self._join(jnp.einsum("BHMTL,BHLMP->BMTHP", weights_BxHxMxTxL, value_BxHxLxMxP))
+
+    def attend_itself(self, value_BxQxHxP: jax.Array) -> jax.Array:
+        """The first position, which sees no other: [B, Q, D] of its values."""
+        return self._join(value_BxQxHxP)
 
     def _split(self, x: jax.Array) -> jax.Array:
         x = x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)

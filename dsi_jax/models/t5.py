@@ -220,25 +220,25 @@ class DecoderLayer(nn.Module):
         own: LayerCache,
         cross: LayerCache,
         mask_BxS: jax.Array,
-        position: jax.Array,
+        position: jax.Array | int,
+        lineage_BxMxL: jax.Array,
     ) -> tuple[jax.Array, LayerCache]:
         """T positions of all beams.
 
         Args:
           x_BxQxD: the inputs of the positions.
           bias_HxTxL: rows of the self-attention's bias, None where the layer has its own.
-          own: {"key", "value"}, each [B, M, L, H, P], filled up to `position`.
+          own: {"key", "value"}, each [B, H, L, C, P], filled up to `position`.
           cross: as from `project_memory`; the beams share it, being its queries' positions.
           mask_BxS: the memory's mask.
           position: int32 scalar, the first.
+          lineage_BxMxL: int32, see `Decoder.step`.
 
         Returns:
           [B, Q, D], and `own` with the positions written.
         """
-        beams, length = own["key"].shape[1:3]
+        beams, length = lineage_BxMxL.shape[1:]
         count = x_BxQxD.shape[1] // beams
-        if self.config.relpos_per_layer:
-            bias_HxTxL = self.relpos_bias.step(position, count, length)
 
         def each_beam(x_BxQxHxP: jax.Array) -> jax.Array:
             return x_BxQxHxP.reshape(-1, beams, count, *x_BxQxHxP.shape[2:])
@@ -250,9 +250,16 @@ class DecoderLayer(nn.Module):
             "key": _write(own["key"], each_beam(key_BxQxHxP), position),
             "value": _write(own["value"], each_beam(value_BxQxHxP), position),
         }
-        query_BxMxTxHxP = each_beam(attention.project_query(y_BxQxD))
-        y_BxMxTxD = attention.attend_own_beam(query_BxMxTxHxP, own["key"], own["value"], bias_HxTxL)
-        x_BxQxD += y_BxMxTxD.reshape(x_BxQxD.shape)
+        if count == 1 and isinstance(position, int) and position == 0:
+            x_BxQxD += attention.attend_itself(value_BxQxHxP)
+        else:
+            if self.config.relpos_per_layer:
+                bias_HxTxL = self.relpos_bias.step(position, count, length)
+            query_BxMxTxHxP = each_beam(attention.project_query(y_BxQxD))
+            y_BxMxTxD = attention.attend_lineage(
+                query_BxMxTxHxP, own["key"], own["value"], bias_HxTxL, lineage_BxMxL
+            )
+            x_BxQxD += y_BxMxTxD.reshape(x_BxQxD.shape)
 
         attention = self.encoder_decoder_attention
         query_BxQxHxP = attention.project_query(self.pre_cross_attention_layer_norm(x_BxQxD))
@@ -362,14 +369,17 @@ class Decoder(nn.Module):
         return self.dropout(self.decoder_norm(x_BxLxD), deterministic)
 
     def empty_cache(self, batch_size: int, num_beams: int, length: int) -> dict[str, LayerCache]:
-        """The self-attention's keys and values before position 0, zeros [B, M, (N,) L, H, P]."""
+        """The self-attention's keys and values before position 0, zeros [(N,) B, H, L, C, P].
+
+        Beams are not moved when others take their places: a step writes its own position and reads
+        all others where they lie, see `step`.
+        """
         config = self.config
         depth = config.num_decoder_layers
-        beams, position = (batch_size, num_beams), (length, config.num_heads, config.head_dim)
+        shape = (batch_size, config.num_heads, length, num_beams, config.head_dim)
 
         def zeros(*stacked: int) -> LayerCache:
-            shape = (*beams, *stacked, *position)
-            return {name: jnp.zeros(shape, config.dtype) for name in ("key", "value")}
+            return {name: jnp.zeros((*stacked, *shape), config.dtype) for name in ("key", "value")}
 
         if config.scan_layers:
             return {"layers": zeros(depth)}
@@ -395,19 +405,33 @@ class Decoder(nn.Module):
         own: dict[str, LayerCache],
         cross: dict[str, LayerCache],
         mask_BxS: jax.Array,
-        position: jax.Array,
+        position: jax.Array | int,
+        lineage_BxMxL: jax.Array,
     ) -> tuple[jax.Array, dict[str, LayerCache]]:
-        """T positions of all beams; see `DecoderLayer.step`. Never applies dropout."""
-        shape = next(iter(own.values()))["key"].shape
+        """T positions of all beams; never applies dropout.
+
+        Args:
+          embedded_BxQxD: the embeddings of the inputs.
+          own: from `empty_cache`, filled up to `position`.
+          cross: from `project_memory`.
+          mask_BxS: the memory's mask.
+          position: int32 scalar, the first.
+          lineage_BxMxL: int32, in [0, C): as which beam each position of a beam was decoded; from
+            `position` on, the beam's own number.
+
+        Returns:
+          [B, Q, D], and `own` with the positions written.
+        """
+        beams, length = lineage_BxMxL.shape[1:]
         bias_HxTxL = None
         if not self.config.relpos_per_layer:
-            count = embedded_BxQxD.shape[1] // shape[1]
-            bias_HxTxL = self.relpos_bias.step(position, count, shape[-3])
+            count = embedded_BxQxD.shape[1] // beams
+            bias_HxTxL = self.relpos_bias.step(position, count, length)
 
         def apply(
             layer: DecoderLayer, x_BxQxD: jax.Array, own: LayerCache, cross: LayerCache
         ) -> tuple[jax.Array, LayerCache]:
-            return layer.step(x_BxQxD, bias_HxTxL, own, cross, mask_BxS, position)
+            return layer.step(x_BxQxD, bias_HxTxL, own, cross, mask_BxS, position, lineage_BxMxL)
 
         x_BxQxD, updated = embedded_BxQxD, {}
         if self.config.scan_layers:
@@ -420,8 +444,12 @@ class Decoder(nn.Module):
         return self.decoder_norm(x_BxQxD), updated
 
 
-def _write(cache_BxMxLxHxP: jax.Array, new_BxMxTxHxP: jax.Array, position: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(cache_BxMxLxHxP, new_BxMxTxHxP, position, axis=2)
+def _write(
+    cache_BxHxLxCxP: jax.Array, new_BxMxTxHxP: jax.Array, position: jax.Array | int
+) -> jax.Array:
+    """The first M of C beams at T positions."""
+    new_BxHxTxMxP = jnp.transpose(new_BxMxTxHxP, (0, 3, 2, 1, 4))
+    return jax.lax.dynamic_update_slice_in_dim(cache_BxHxLxCxP, new_BxHxTxMxP, position, axis=2)
 
 
 def _scan(apply: Callable[..., Any], depth: int, in_axes: Any = 0) -> Callable[..., Any]:
@@ -445,11 +473,11 @@ def _scan_with_cache(apply: Callable[..., Any], depth: int) -> Callable[..., Any
     def body(layer: nn.Module, carry: Any, index: jax.Array, cross: LayerCache) -> tuple[Any, None]:
         x, stacked = carry
         own = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, axis=2, keepdims=False), stacked
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacked
         )
         x, own = apply(layer, x, own, cross)
         stacked = jax.tree.map(
-            lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, index, axis=2),
+            lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, index, axis=0),
             stacked,
             own,
         )
