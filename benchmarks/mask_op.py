@@ -93,20 +93,21 @@ def ours(
     constraint = TrieConstraint(trie, sets, set_of_query)
     span = Span(level, level + 1, trie.widths[level])
 
+    # The token space has pad and end before the codes; STATIC's has not.
+    padded = jnp.pad(log_probs, ((0, 0), (FIRST_CODE, 0)))[:, None]
+    # Arrays alone, as STATIC's: within a search, nothing is taken apart at a level.
+    leaves, structure = jax.tree.flatten((constraint, state))
+
     @jax.jit
-    def mask(
-        constraint: TrieConstraint, state: trie_lib.Range, log_probs: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        # The token space has pad and end before the codes; STATIC's has not.
-        padded = jnp.pad(log_probs, ((0, 0), (FIRST_CODE, 0)))[:, None]
-        found = constraint.expand(span, level, state, padded)
-        tokens = trie_lib.tokens_of(
-            trie, state.low[..., None] + jnp.arange(span.width), level, level >= trie.depth
-        )
+    def mask(log_probs: jax.Array, *leaves: jax.Array) -> tuple[jax.Array, jax.Array]:
+        constraint, state = jax.tree.unflatten(structure, leaves)
+        found = constraint.expand(span, level, state, log_probs)
+        in_tails = level >= trie.depth
+        tokens = trie_lib.tokens_from(constraint.trie, state.low, span.width, level, in_tails)
         scores = jnp.where(found.allowed, found.logits, -jnp.inf)
         return (tokens - FIRST_CODE)[:, 0], scores[:, 0]
 
-    return lambda: mask(constraint, state, log_probs)
+    return lambda: mask(padded, *leaves)
 
 
 def places(trie: trie_lib.Trie, prefixes: np.ndarray) -> trie_lib.Range:

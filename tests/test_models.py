@@ -307,7 +307,7 @@ def test_buckets_by_hand() -> None:
 def keys_looked_at(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways of attending to a lineage."""
     if request.param == "own keys":
-        monkeypatch.setattr(layers, "_MOST_KEYS", 0)
+        monkeypatch.setattr(layers, "_FEW_BEAMS", 0)
 
 
 @VERSIONS

@@ -48,14 +48,6 @@ def build(table, depth):
     )
 
 
-def unpacked(trie):
-    """The tokens in the tails."""
-    bits = np.unpackbits(trie.tails, axis=1, bitorder="little")
-    length = trie.length - trie.depth
-    bits = bits[:, : length * trie.token_bits].reshape(len(bits), length, trie.token_bits)
-    return bits @ (1 << np.arange(trie.token_bits))
-
-
 def walk(trie, ids, prefix, found):
     """Collects {docid: row} below a place from the arrays alone."""
     level = len(prefix)
@@ -67,7 +59,7 @@ def walk(trie, ids, prefix, found):
     if level < trie.depth:
         tokens = trie.tokens[ids]
     else:
-        tokens = unpacked(trie)[np.array(ids) - trie.first_leaf, level - trie.depth]
+        tokens = trie.tails[level - trie.depth, np.array(ids) - trie.first_leaf]
     assert tokens.tolist() == sorted(tokens.tolist())
     if level < trie.depth:
         assert len(set(tokens.tolist())) == len(ids)
@@ -191,15 +183,33 @@ def test_lookup_finds_rows_and_nothing_else(table, depth, seed):
 
 
 def test_token_type_is_the_smallest():
-    sizes = ((256, np.uint8, 1), (257, np.uint16, 2), (65_537, np.uint32, 3), (2**27, np.uint32, 4))
-    for vocab_size, dtype, tail_bytes in sizes:
+    sizes = ((256, np.uint8), (257, np.uint16), (65_537, np.uint32), (2**27, np.uint32))
+    for vocab_size, dtype in sizes:
         table = make_table([[2, 3], [vocab_size - 1, 3], [vocab_size - 1, 2]], vocab_size)
         for depth in (0, 1):
             trie = trie_lib.build_trie(table, depth)
-            assert trie.tokens.dtype == dtype
+            assert trie.tokens.dtype == trie.tails.dtype == dtype
             rows = looked_up(trie, np.array([[vocab_size - 1, 3], [2, 3], [3, 3]]))
             assert np.asarray(rows).tolist() == [1, 0, -1]
-        assert trie.tails.shape[1] == tail_bytes
+
+
+@settings(max_examples=50, deadline=None)
+@given(tables(), depths, st.data())
+def test_slices_of_tokens_are_those_of_their_ids(table, depth, data):
+    trie = build(table, depth)
+    level = data.draw(st.integers(0, trie.length - 1))
+    in_tails = level >= trie.depth
+    first, stop = 0, int(trie.first_leaf)
+    if in_tails:
+        first, stop = stop, stop + len(table.tokens)
+    low = np.array(data.draw(st.lists(st.integers(first, stop - 1), min_size=1)), np.int32)
+    widths = trie.widths[trie.depth :] if in_tails else trie.widths[: trie.depth]
+    count = data.draw(st.integers(1, max(widths)))
+    ids = low[:, None] + np.arange(count)
+    expected = trie_lib.tokens_of(trie, ids, level, in_tails)
+    found = trie_lib.tokens_from(trie, low, count, level, in_tails)
+    there = ids < stop
+    np.testing.assert_array_equal(np.asarray(found)[there], np.asarray(expected)[there])
 
 
 def test_buckets_hold_their_size_and_waste_an_eighth():

@@ -104,7 +104,7 @@ def _num_parts(axes: str | tuple[str, ...] | None) -> int:
 
 def _places(trie: trie_lib.Trie, vocab_size: int) -> jax.Array:
     """int32 [V]: the place of each token's docid among the sorted ones, -1 where there is none."""
-    place_U = jnp.arange(len(trie.tails), dtype=jnp.int32)
+    place_U = jnp.arange(trie.tails.shape[1], dtype=jnp.int32)
     token_U = trie_lib.tokens_of(trie, trie.first_leaf + place_U, 0, True)
     num_docids = trie.indptr[-1] - trie.first_leaf
     token_U = jnp.where(place_U < num_docids, token_U, vocab_size)

@@ -221,7 +221,8 @@ class TrieConstraint:
     ) -> tuple[jax.Array, jax.Array]:
         """Ids and tokens, int32 [B, M, K], of what each range begins with."""
         ids_BxMxK = state.low[..., None] + jnp.arange(span.width, dtype=jnp.int32)
-        return ids_BxMxK, trie_lib.tokens_of(self.trie, ids_BxMxK, level, self._in_tails(span))
+        in_tails = self._in_tails(span)
+        return ids_BxMxK, trie_lib.tokens_from(self.trie, state.low, span.width, level, in_tails)
 
     def _of_set(self, array_AxI: jax.Array, index: jax.Array) -> jax.Array:
         """What an array holds for each query's set at indices [B, ...]."""

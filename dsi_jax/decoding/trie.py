@@ -4,7 +4,7 @@ Nodes and edges are numbered level by level from the lexicographically sorted ta
 edge *is* the node below it: ``child node = edge + 1``, the root is node 0. Trees of docids end in
 long tails with one document each, where a node and an edge for every level would say nothing. The
 tree stops at ``depth``: below it, a beam holds a few neighbouring docids of the sorted table and
-reads on in these, packed bit by bit.
+reads on in these, level by level.
 
 A place in the tree is a range of ids. Above ``depth`` ids are edges, below they are the places of
 sorted docids, counted on from the last edge; ``indptr`` leads from one to the other as it leads
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsi_jax.docids.table import DocidTable
+from dsi_jax.docids.table import DocidTable, token_dtype
 
 # Smaller arrays are padded to this many entries: no memory to speak of, and every toy table of
 # the same branching shares one compilation.
@@ -27,7 +27,6 @@ _SMALLEST_ARRAY = 256
 _MOST_SHARED = 16  # docids below a node from which on the tree stops and the docids are read
 _MOST_IN_COMPANY = 0.01  # share of docids with a neighbour below their node where a jump pays
 _SHORTEST_JUMP = 3  # levels; fewer are not worth compiling another pass of the decoder
-_BYTE = 8
 
 
 class Range(NamedTuple):
@@ -49,8 +48,8 @@ class Trie:
       tokens: unsigned [E], the token on each edge, ascending among siblings; padded with 0.
       indptr: int32 [nodes down to `depth` + 1]; below node n are the ids
         ``indptr[n]:indptr[n + 1]``. Padded with its last entry.
-      tails: uint8 [U, bytes], the tokens of each sorted docid from `depth` on, in `token_bits` bits
-        each, the lowest bits first; padded with 0.
+      tails: unsigned [L - depth, U], the tokens of the sorted docids at the levels from `depth` on;
+        padded with 0.
       rows: int32 [N], the documents' rows in the order of their docids; padded with -1.
       first_leaf: int32 [], the id of the first docid; docid ``i`` is the document ``rows[i]``.
       runs: None where each docid is one document. Else int32 [U + 1]: docid ``i`` is the run
@@ -79,14 +78,9 @@ class Trie:
         return len(self.widths)
 
     @property
-    def token_bits(self) -> int:
-        """The bits of a token in `tails`."""
-        return token_bits(self.vocab_size)
-
-    @property
     def num_words(self) -> int:
         """The 32-bit words that hold one bit an id."""
-        return -(-(len(self.tokens) + len(self.tails)) // 32)
+        return -(-(len(self.tokens) + self.tails.shape[1]) // 32)
 
 
 def build_trie(
@@ -148,10 +142,12 @@ def build_trie(
     if like is not None:
         widths = [_kept(width, old) for width, old in zip(widths, like.widths, strict=True)]
         jump = like.jump if like.depth == len(edges) else jump
+    widest = [max(part, default=0) for part in (widths[: len(edges)], widths[len(edges) :])]
+    dtype = token_dtype(table.vocab_size)
     return Trie(
-        tokens=_padded(edges, tokens_UxL.dtype, 0, like and like.tokens),
+        tokens=_padded(edges, dtype, 0, like and like.tokens, widest[0]),
         indptr=_padded(indptr, np.int32, num_ids, like and like.indptr),
-        tails=_packed_tails(tokens_UxL[:, len(edges) :], table.vocab_size, like and like.tails),
+        tails=_tails(tokens_UxL[:, len(edges) :], dtype, like and like.tails, widest[1]),
         rows=_padded([order], np.int32, -1, like and like.rows),
         first_leaf=np.asarray(num_edges, np.int32),
         runs=None
@@ -222,26 +218,14 @@ def _runs(places: np.ndarray) -> np.ndarray:
     return np.diff(starts, append=len(places))
 
 
-def _packed_tails(
-    tokens_UxT: np.ndarray, vocab_size: int, like: np.ndarray | None = None
+def _tails(
+    tokens_UxT: np.ndarray, dtype: np.dtype, like: np.ndarray | None, room: int
 ) -> np.ndarray:
     """See `Trie.tails`."""
-    bits = token_bits(vocab_size)
     count, length = tokens_UxT.shape
-    tails = np.zeros((_padded_size(count, like), -(-length * bits // _BYTE)), np.uint8)
-    for number, column_U in enumerate(tokens_UxT.T):
-        first, shift = divmod(number * bits, _BYTE)
-        value_U = column_U.astype(np.uint32) << np.uint32(shift)
-        for byte in range(first, first + -(-(bits + shift) // _BYTE)):
-            tails[:count, byte] |= value_U.astype(np.uint8)
-            value_U >>= np.uint32(_BYTE)
+    tails = np.zeros((length, _padded_size(count + room, None if like is None else like[0])), dtype)
+    tails[:, :count] = tokens_UxT.T
     return tails
-
-
-def token_bits(vocab_size: int) -> int:
-    """The bits that hold a token; whole bytes where a token and a shift might not fit 32 bits."""
-    bits = max((vocab_size - 1).bit_length(), 1)
-    return bits if bits <= 3 * _BYTE else -(-bits // _BYTE) * _BYTE
 
 
 def root(trie: Trie) -> Range:
@@ -266,18 +250,38 @@ def tokens_of(trie: Trie, ids: jax.Array, level: jax.Array | int, in_tails: bool
     """
     if not in_tails:
         return jnp.take(trie.tokens, ids, mode="clip").astype(jnp.int32)
-    bits = trie.token_bits
-    start = (level - trie.depth) * bits
-    byte, shift = start // _BYTE, start % _BYTE
-    whole = bits % _BYTE == 0
-    value = jnp.uint32(0)
     tails = jnp.asarray(trie.tails)
-    for number in range(bits // _BYTE if whole else -(-(bits + _BYTE - 1) // _BYTE)):
-        part = tails.at[ids - trie.first_leaf, byte + number].get(mode="clip")
-        value |= part.astype(jnp.uint32) << (_BYTE * number)
-    if not whole:
-        value = (value >> jnp.uint32(shift)) & jnp.uint32((1 << bits) - 1)
-    return value.astype(jnp.int32)
+    return tails.at[level - trie.depth, ids - trie.first_leaf].get(mode="clip").astype(jnp.int32)
+
+
+def tokens_from(
+    trie: Trie, low: jax.Array, count: int, level: jax.Array | int, in_tails: bool
+) -> jax.Array:
+    """The tokens of the ids ``low`` to ``low + count - 1``, int32 [..., count].
+
+    One slice for each, which is cheaper than a lookup of each id.
+
+    Args:
+      trie: the trie.
+      low: int32 [...].
+      count: at most the largest of `Trie.widths` above or below `depth`.
+      level: as for `tokens_of`.
+      in_tails: as for `tokens_of`.
+    """
+    if in_tails:
+        array, starts = trie.tails, (level - trie.depth, low - trie.first_leaf)
+        starts = jnp.stack([jnp.broadcast_to(start, low.shape) for start in starts], axis=-1)
+    else:
+        array, starts = trie.tokens, low[..., None]
+    ndim = starts.shape[-1]
+    dimensions = jax.lax.GatherDimensionNumbers(
+        offset_dims=(low.ndim,),
+        collapsed_slice_dims=tuple(range(ndim - 1)),
+        start_index_map=tuple(range(ndim)),
+    )
+    sizes = (*[1] * (ndim - 1), count)
+    found = jax.lax.gather(jnp.asarray(array), starts, dimensions, sizes, mode="clip")
+    return found.astype(jnp.int32)
 
 
 def lookup(trie: Trie, tokens: jax.Array) -> jax.Array:
@@ -355,11 +359,18 @@ def _padded_size(size: int, like: np.ndarray | None = None) -> int:
 
 
 def _padded(
-    parts: Sequence[np.ndarray], dtype: np.dtype, value: int, like: np.ndarray | None = None
+    parts: Sequence[np.ndarray],
+    dtype: np.dtype,
+    value: int,
+    like: np.ndarray | None = None,
+    room: int = 0,
 ) -> np.ndarray:
-    """Concatenates ``parts`` and fills up to a bucketed size, or that of `like`, with ``value``."""
+    """Concatenates ``parts`` and fills up to a bucketed size, or that of `like`, with ``value``.
+
+    At least `room` entries are filled up, so that a slice of so many may start at any entry.
+    """
     size = sum(len(part) for part in parts)
-    padded = np.empty(_padded_size(size, like), dtype)
+    padded = np.empty(_padded_size(size + room, like), dtype)
     start = 0
     for part in parts:
         padded[start : start + len(part)] = part

@@ -23,9 +23,9 @@ Initializer = Callable[..., jax.Array]
 # masked (an empty text) yields a uniform average and no NaN.
 MASKED_LOGIT = -1e10
 
-# Up to so many keys of all beams, a beam looks at all of them, the others' masked, which is one
-# product of matrices; beyond, its own are gathered first.
-_MOST_KEYS = 512
+# So few beams look at the keys of all of them, those of the others masked, which is a product of
+# matrices a query; of more beams, each gathers its own keys first.
+_FEW_BEAMS = 24
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
@@ -288,8 +288,8 @@ class Attention(nn.Module):
         Returns:
           [B, M, T, D].
         """
-        length, num_beams = key_BxHxLxCxP.shape[2:4]
-        if length * num_beams <= _MOST_KEYS:
+        num_beams = key_BxHxLxCxP.shape[3]
+        if num_beams <= _FEW_BEAMS:
             logits_BxHxMxTxLxC = jnp.einsum(
                 "BMTHP,BHLCP->BHMTLC",
                 query_BxMxTxHxP,
