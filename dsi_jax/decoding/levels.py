@@ -5,8 +5,8 @@ candidates lets them: these levels are programs of their own. Once there are as 
 will be, one program decodes all levels in a loop, so that the time to compile does not grow with L;
 in it, levels of like width share what expands and picks. Where every beam has one docid left, all
 tokens to come are known: the loop ends, and one pass of the decoder scores them. What the decoder
-remembers of a beam stays where it was written: a beam's lineage says where that is. Trace it under one ``jit`` with the model
-(`dsi_jax.decoding.adapter.make_search`).
+remembers of a beam stays where it was written: a beam's lineage says where that is. Trace it under
+one ``jit`` with the model (`dsi_jax.decoding.adapter.make_search`).
 """
 
 import dataclasses
@@ -140,7 +140,7 @@ class _Levels:
     renormalize: bool
 
     def num_beams(self) -> list[int]:
-        """How many beams there are before each level and after the last; they never become fewer."""
+        """The beams before each level and after the last; they never become fewer."""
         numbers = [1]
         for span in self.constraint.spans:
             for _ in range(span.start, span.stop):
