@@ -81,7 +81,7 @@ def toy_decoder(params):
 
 
 @functools.partial(jax.jit, static_argnames=("beam_size", "renormalize"))
-def search(params, constraint, *, beam_size, renormalize=False):
+def traced_search(params, constraint, *, beam_size, renormalize=False):
     mask = jnp.ones((B, 1), bool)
     return beam_search(
         toy_decoder(params),
@@ -91,6 +91,11 @@ def search(params, constraint, *, beam_size, renormalize=False):
         beam_size=beam_size,
         renormalize=renormalize,
     )
+
+
+def search(*args, **options):
+    """The result as NumPy arrays: looking at a single entry of JAX's compiles a program."""
+    return jax.device_get(traced_search(*args, **options))
 
 
 class UncachedToy:
@@ -508,7 +513,9 @@ def test_another_table_of_the_same_shapes_compiles_nothing():
     params = toy_params(0)
     rng = np.random.default_rng(0)
     tokens = np.unique(rng.integers(2, V, (300, L)), axis=0)
-    search_once = jax.jit(lambda params, constraint: search(params, constraint, beam_size=3).rows)
+    search_once = jax.jit(
+        lambda params, constraint: traced_search(params, constraint, beam_size=3).rows
+    )
     for part in (tokens[:-10], tokens[5:]):
         trie = build_trie(make_table(part.tolist()))
         rows = np.asarray(search_once(params, TrieConstraint(jax.device_put(trie))))
