@@ -185,7 +185,7 @@ def ours(constraint: Constraint, level: int, setting: Setting) -> tuple[Any, ...
         last=jax.ShapeDtypeStruct(size, jnp.int32),
         tokens=jax.ShapeDtypeStruct((*size, setting.length), jnp.int32),
         state=state,
-        parent=jax.ShapeDtypeStruct(size, jnp.int32),
+        lineage=jax.ShapeDtypeStruct((*size, setting.length), jnp.int32),
     )
     logits = jax.ShapeDtypeStruct((*size, setting.codes + FIRST_CODE), jnp.float32)
     return transition, constraint, beams, logits
@@ -262,7 +262,9 @@ def check(
     zeros = jnp.zeros(size, jnp.int32)
     buffer = jnp.zeros((*size, setting.length), jnp.int32)
     scores = jnp.zeros(size, jnp.float32)
-    beams = Beams(scores, jnp.ones(size, bool), zeros, buffer, places, zeros)
+    # Each its own ancestor at all levels, so that afterwards its lineage is its parent.
+    lineage = jnp.broadcast_to(jnp.arange(size[1], dtype=jnp.int32)[:, None], buffer.shape)
+    beams = Beams(scores, jnp.ones(size, bool), zeros, buffer, places, lineage)
     found = jax.jit(transition)(constraint, beams, padded)
 
     transition, index, *_ = static_program
@@ -270,7 +272,7 @@ def check(
     expected, _, _, tokens, parents = jax.jit(transition)(index, scores, buffer, states, logits)
 
     live = np.isfinite(expected)
-    same = (found.last - FIRST_CODE == tokens) & (found.parent == parents)
+    same = (found.last - FIRST_CODE == tokens) & (found.lineage[:, :, 0] == parents)
     if not (found.live == live).all() or not same[live].all():
         raise SystemExit(f"the two searches pick different beams at level {level}")
     np.testing.assert_allclose(found.scores[live], expected[live], rtol=1e-5)
