@@ -9,6 +9,7 @@ exact. Before anything is timed, both must find the same docids.
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,11 +78,10 @@ def ours(
 
     @jax.jit
     def search(constraint: TrieConstraint, table_KxV: jax.Array) -> jax.Array:
-        def step(cache: dict, tokens: jax.Array, position: jax.Array) -> tuple[jax.Array, dict]:
-            del position
+        def step(cache: tuple, tokens: jax.Array, *_: Any) -> tuple[jax.Array, tuple]:
             return table_KxV[jnp.maximum(tokens - FIRST_CODE, 0)], cache
 
-        decode = DecodeFns(lambda *_: {"self": {}}, step)
+        decode = DecodeFns(lambda *_: (), step)
         mask = jnp.ones((batch, 1), bool)
         found = beam_search(decode, None, mask, constraint=constraint, beam_size=beams)
         return found.tokens - FIRST_CODE

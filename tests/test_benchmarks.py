@@ -384,6 +384,18 @@ def test_lists_and_swapped_tries_are_checked():
         filter.check(old, filter.alive_bits(old, allowed), ~allowed)
 
 
+def test_the_search_without_a_model_finds_the_likeliest_paths():
+    codes = made_docids.made_codes(200, 7, 3)
+    constraint = TrieConstraint(index_build.build(codes, 7))
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(7, 7)), jnp.float32)
+    found = constrained_search.ours(constraint, table, 1, 200, 3)()
+    log_probs = np.asarray(jax.nn.log_softmax(table))
+    before = np.pad(codes, ((0, 0), (1, 0)))[:, :-1]  # the first code stands for the beginning
+    totals = log_probs[before, codes].sum(axis=1)
+    expected = codes[np.argsort(-totals)]
+    np.testing.assert_array_equal(found[0, :, :], expected)
+
+
 def test_searches_may_differ_in_one_docid_of_a_hundred():
     found = np.arange(200).reshape(1, 100, 2)
     other = found.copy()
