@@ -22,7 +22,7 @@ from dsi_jax.docids.table import PAD_TOKEN
 
 
 class DecodeFns(NamedTuple):
-    """A decoder as two functions with its parameters bound.
+    """A decoder as functions with its parameters bound.
 
     Attributes:
       init_cache: ``(memory, mask, num_beams, length) -> cache``, a pytree with room for so many
