@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import timing
+from benchmarks import index_build, timing
 from dsi_jax.decoding import trie as trie_lib
 from dsi_jax.docids.quantized import ResidualQuantized
 from dsi_jax.docids.semantic import Semantic
@@ -95,10 +95,7 @@ def measure(path: str, kind: str) -> dict[str, Any]:
         **trie_cost.fields("trie_"),
         "mapped_mib": points.nbytes / 2**20,
         "length": table.length,
-        "trie_bytes_per_document": (
-            trie.tokens.nbytes + trie.indptr.nbytes + trie.tails.nbytes + trie.rows.nbytes
-        )
-        / len(points),
+        "trie_bytes_per_document": (index_build.index_bytes(trie) + trie.rows.nbytes) / len(points),
     } | ({} if collided is None else {"collided": collided})
 
 

@@ -354,8 +354,7 @@ def test_decode_step_equals_teacher_forcing(t5: T5Config, space: str) -> None:
     hidden, at_once = several(variables, after_two, inputs[:, :, 2:], 2, lineage)
     logits = jitted(model, "head")(variables, hidden)
     np.testing.assert_allclose(logits, expected(lineage)[:, :, 2:], rtol=0, atol=1e-5)
-    if np.array_equal(lineage, lineages[-1]):
-        raise AssertionError("the beams never changed places")
+    assert not np.array_equal(lineage, lineages[-1])  # the beams changed places
     # Both wrote the position at which the lineages are still one.
     first = functools.partial(jax.tree.map, lambda leaf: leaf[:, :, :3])
     check = functools.partial(np.testing.assert_allclose, atol=1e-5)
