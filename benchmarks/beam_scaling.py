@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def ratio(timings: dict[str, timing.Timing]) -> dict[str, float]:
     """How many times faster ours is."""
-    return {"ours_over_t5x": timings["t5x"].p50 / timings["ours"].p50}
+    return {"t5x_over_ours": timings["t5x"].p50 / timings["ours"].p50}
 
 
 def slopes(beams: Sequence[int], medians: dict[str, list[float]]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The health of every docid kind on one corpus: do learned codes beat those of k-means?
 
-    python -m benchmarks.docid_kinds --corpus ../shared/data/nq_mini
+    python -m benchmarks.docid_kinds --corpus DIR
 
 A line a kind and seed; all kinds of a seed are built from the same embeddings. The last lines
 compare rqvae and irgen with rq: each must be above it in every seed (`passed`).

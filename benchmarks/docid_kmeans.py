@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import timing
+from benchmarks import made_points, timing
 from dsi_jax.docids.semantic import Semantic
 
 CLUSTERS, LEAF_SIZE = 10, 100
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             documents=count,
             dimensions=options.dimensions,
             cores=cores,
-            **measure(made_points(count, options.dimensions), options),
+            **measure(made_points.made_points(count, options.dimensions), options),
         )
     return 0
 
@@ -75,14 +75,6 @@ def measure(points: np.ndarray, options: argparse.Namespace) -> dict[str, Any]:
     figures = timing.line(timings, lambda: _ratios(timings))
     about = {f"{name}_leaf_error": error for name, error in errors.items()}
     return {"trees": options.trees} | about | figures
-
-
-def made_points(count: int, dimension: int) -> np.ndarray:
-    """Points around random centres, one centre for 50 points; float32 [N, D]."""
-    rng = np.random.default_rng(0)
-    centres = rng.normal(size=(max(1, count // 50), dimension)).astype(np.float32)
-    noise = rng.normal(size=(count, dimension)).astype(np.float32)
-    return centres[rng.integers(len(centres), size=count)] + 0.7 * noise
 
 
 def our_leaves(points: np.ndarray, seed: int) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ any time. Linux alone tells the two apart.
 
 import argparse
 import concurrent.futures
+import functools
 import multiprocessing
 import re
 import tempfile
@@ -21,13 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import index_build, timing
+from benchmarks import index_build, made_points, timing
 from dsi_jax.decoding import trie as trie_lib
 from dsi_jax.docids.quantized import ResidualQuantized
 from dsi_jax.docids.semantic import Semantic
 
-KINDS = {"semantic": Semantic, "rq": ResidualQuantized}
-_BLOCK = 1 << 18  # documents made at a time
+KINDS = {
+    "semantic": Semantic,
+    "rq": ResidualQuantized,
+    "rq_nearest": functools.partial(ResidualQuantized, collisions="nearest"),
+}
 _LOOK_S = 0.02  # between two looks at the memory: blocks live longer
 STATUS = Path("/proc/self/status")
 
@@ -64,14 +68,9 @@ def in_a_process(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def make_points(path: str, count: int, dimension: int) -> None:
-    """Writes points around random centres, one centre for 50 points; float32 [N, D]."""
-    rng = np.random.default_rng(0)
-    centres = rng.normal(size=(max(1, count // 50), dimension)).astype(np.float32)
+    """Writes a file of points."""
     points = np.lib.format.open_memmap(path, "w+", np.float32, (count, dimension))
-    for start in range(0, count, _BLOCK):
-        block = points[start : start + _BLOCK]
-        block[:] = 0.7 * rng.standard_normal(block.shape, np.float32)
-        block += centres[rng.integers(len(centres), size=len(block))]
+    made_points.fill(points)
     points.flush()
 
 

@@ -315,7 +315,8 @@ def least_bytes(
     that project the encoded queries, which are counted once; the cross keys and values of the
     queries' real tokens, once a query; the keys and values that each beam has written in the steps
     before. Not counted: what is written, the rows of embeddings that are looked up, activations,
-    logits, the trie, the reordering of beams, padding, and the masked positions of the cache. So no
+    logits, the trie, the lookup of a beam's earlier keys by its lineage, padding, and the masked
+    positions of the cache. So no
     program that keeps its parameters in memory can read less; what stays in a cache on the chip
     from one step to the next is read faster than memory, and may beat the floor.
 

@@ -325,9 +325,8 @@ def test_more_beams_than_sequences(constraint):
         assert sorted(rows[rows >= 0].tolist()) == [0, 1]
 
 
-@pytest.mark.parametrize("beam_size", [1, 4, 100])
-def test_atomic_docids_are_a_top_k(beam_size):
-    num_documents = 50
+@pytest.mark.parametrize(("num_documents", "beam_size"), [(50, 1), (50, 4), (50, 100), (3000, 4)])
+def test_atomic_docids_are_a_top_k(num_documents, beam_size):
     codes = np.random.default_rng(0).permutation(num_documents) + 2
     params = toy_params(1, vocab_size=num_documents + 2, length=1)
     trie = make_trie([(int(code),) for code in codes], num_documents + 2, widest=False)

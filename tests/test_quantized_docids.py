@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from dsi_jax.docids import kmeans as kmeans_lib
-from dsi_jax.docids import lloyd
+from dsi_jax.docids import lloyd, lloyd_jax
 from dsi_jax.docids.codes import Quantized, nearest_free, numbered
 from dsi_jax.docids.embeddings import TfidfSvd
 from dsi_jax.docids.kmeans import kmeans, residual_kmeans
@@ -162,9 +162,9 @@ def test_clusters_far_from_zero_are_told_apart():
 
 def test_assignment_in_blocks_equals_assignment_at_once(monkeypatch):
     points, centroids = normal(103, 5), normal(6, 5, seed=1)
-    whole = kmeans_lib._assign(points, centroids)
-    monkeypatch.setattr(kmeans_lib, "_BLOCK", 10)
-    blocks = kmeans_lib._assign(points, centroids)
+    whole = lloyd_jax._assign(points, centroids)
+    monkeypatch.setattr(lloyd_jax, "_BLOCK", 10)
+    blocks = lloyd_jax._assign(points, centroids)
     np.testing.assert_array_equal(whole[0], blocks[0])
     np.testing.assert_allclose(whole[1], blocks[1], rtol=1e-5, atol=1e-5)
 
@@ -346,6 +346,28 @@ def test_nearest_free_codes_equal_brute_force(levels, codes, share, seed):
     found = nearest_free(quantized)
     assert len({tuple(docid) for docid in found.tolist()}) == count
     np.testing.assert_array_equal(found, nearest_by_force(quantized, codes))
+
+
+def test_nearest_free_codes_of_docids_wider_than_a_number():
+    """Ten bytes a docid; all documents but one collide, and find room on the last level."""
+    rng = np.random.default_rng(0)
+    quantized = Quantized(
+        codes=np.array([[7, 299, 0, 3, 5]] * 40 + [[7, 299, 0, 4, 5]]),
+        books=rng.normal(size=(5, 300, 3)).astype(np.float32),
+        points=rng.normal(size=(41, 3)).astype(np.float32),
+    )
+    found = nearest_free(quantized)
+    assert len({tuple(docid) for docid in found.tolist()}) == 41
+    np.testing.assert_array_equal(found[:, :4], quantized.codes[:, :4])
+    rest = quantized.points[:40] - sum(
+        quantized.books[level, code] for level, code in enumerate((7, 299, 0, 3))
+    )
+    distances = squared_distances(rest, quantized.books[4])
+    free = list(range(300))
+    for rank, row in enumerate(np.argsort(distances[:, 5])):
+        expected = 5 if rank == 0 else min(free, key=distances[row].__getitem__)
+        free.remove(expected)
+        assert found[row, 4] == expected
 
 
 def test_numbers_are_in_a_seeded_random_order():

@@ -178,6 +178,9 @@ class TrieConstraint:
         if not self._in_tails(span):
             token_BxM = trie_lib.tokens_of(self.trie, id_BxM, level, False)
             return token_BxM, trie_lib.below(self.trie, id_BxM)
+        if span.start == self.length - 1:  # the last token leaves one docid
+            token_BxM = trie_lib.tokens_of(self.trie, id_BxM, level, True)
+            return token_BxM, trie_lib.Range(id_BxM, id_BxM + 1)
         here = trie_lib.Range(id_BxM, state.high)
         ids_BxMxK, token_BxMxK = self._children(span, level, here)
         same_BxMxK = (ids_BxMxK < state.high[..., None]) & (token_BxMxK == token_BxMxK[..., :1])

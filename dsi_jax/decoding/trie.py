@@ -142,12 +142,14 @@ def build_trie(
     if like is not None:
         widths = [_kept(width, old) for width, old in zip(widths, like.widths, strict=True)]
         jump = like.jump if like.depth == len(edges) else jump
-    widest = [max(part, default=0) for part in (widths[: len(edges)], widths[len(edges) :])]
+    # A slice of a level's width may start at any id; of docids of one token, only at the first.
+    sliced = widths if len(widths) > 1 else [max(widths[0] - len(tokens_UxL), 0)]
+    room = [max(part, default=0) for part in (sliced[: len(edges)], sliced[len(edges) :])]
     dtype = token_dtype(table.vocab_size)
     return Trie(
-        tokens=_padded(edges, dtype, 0, like and like.tokens, widest[0]),
+        tokens=_padded(edges, dtype, 0, like and like.tokens, room[0]),
         indptr=_padded(indptr, np.int32, num_ids, like and like.indptr),
-        tails=_tails(tokens_UxL[:, len(edges) :], dtype, like and like.tails, widest[1]),
+        tails=_tails(tokens_UxL[:, len(edges) :], dtype, like and like.tails, room[1]),
         rows=_padded([order], np.int32, -1, like and like.rows),
         first_leaf=np.asarray(num_edges, np.int32),
         runs=None
@@ -263,7 +265,7 @@ def tokens_from(
 
     Args:
       trie: the trie.
-      low: int32 [...].
+      low: int32 [...]; where L is 1, only the first id.
       count: at most the largest of `Trie.widths` above or below `depth`.
       level: as for `tokens_of`.
       in_tails: as for `tokens_of`.

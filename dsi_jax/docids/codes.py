@@ -171,22 +171,18 @@ def numbered(codes_NxL: np.ndarray, base: int, rng: np.random.Generator) -> np.n
 
 
 def nearest_free(quantized: Quantized) -> np.ndarray:
-    """Codes [N, L] by the rule "nearest" of `CodedKind`: each document has its own."""
-    codes_NxL = np.array(quantized.codes, np.int64)
-    num_codes = quantized.books.shape[1]
-    distances_N = _distances(quantized)
-    taken: dict[tuple[int, ...], int] = {}  # how many documents are below a prefix
-    waiting = []
-    for row in np.lexsort((np.arange(len(codes_NxL)), distances_N)):
-        codes = tuple(codes_NxL[row].tolist())
-        if codes in taken:
-            waiting.append(row)
-        else:
-            _take(taken, codes)
-    for row in waiting:
+    """Codes int32 [N, L] by the rule "nearest" of `CodedKind`: each document has its own."""
+    codes_NxL = np.array(quantized.codes, np.int32)
+    nearest_first_N = np.argsort(_distances(quantized), kind="stable")
+    _, firsts = np.unique(_packed(codes_NxL)[nearest_first_N], return_index=True)
+    waits_N = np.ones(len(codes_NxL), bool)  # in the order of distances
+    waits_N[firsts] = False
+    taken = _Taken(codes_NxL[nearest_first_N[firsts]], quantized.books.shape[1])
+    for row in nearest_first_N[waits_N]:
         target = codes_NxL[row].tolist()
-        codes_NxL[row] = _first_free(quantized, quantized.points[row], target, taken, num_codes)
-        _take(taken, tuple(codes_NxL[row].tolist()))
+        codes = _first_free(quantized, quantized.points[row], target, taken)
+        codes_NxL[row] = codes
+        taken.add(codes)
     return codes_NxL
 
 
@@ -202,32 +198,44 @@ def _distances(quantized: Quantized) -> np.ndarray:
     return distances_N
 
 
-def _take(taken: dict[tuple[int, ...], int], codes: tuple[int, ...]) -> None:
-    for level in range(len(codes) + 1):
-        taken[codes[:level]] = taken.get(codes[:level], 0) + 1
+class _Taken:
+    """Which codes are taken: of documents that keep theirs, sorted; of those that came later."""
+
+    def __init__(self, kept_UxL: np.ndarray, num_codes: int) -> None:
+        self._num_codes, self._num_levels = num_codes, kept_UxL.shape[1]
+        self._dtype = np.min_scalar_type(num_codes - 1)
+        self._kept_U = np.sort(packed(kept_UxL.astype(self._dtype)))
+        self._later: dict[tuple[int, ...], int] = {}  # how many are below a prefix
+
+    def add(self, codes: tuple[int, ...]) -> None:
+        """Takes a document's codes."""
+        for level in range(len(codes) + 1):
+            self._later[codes[:level]] = self._later.get(codes[:level], 0) + 1
+
+    def free_below(self, prefix: tuple[int, ...]) -> bool:
+        """Whether any codes that begin so are not taken."""
+        ends_2xL = np.zeros((2, self._num_levels), self._dtype)
+        ends_2xL[1] = self._num_codes - 1
+        ends_2xL[:, : len(prefix)] = prefix
+        first, last = packed(ends_2xL)
+        kept = self._kept_U.searchsorted(last, "right") - self._kept_U.searchsorted(first)
+        room = self._num_codes ** (self._num_levels - len(prefix))
+        return int(kept) + self._later.get(prefix, 0) < room
 
 
 def _first_free(
-    quantized: Quantized,
-    point: np.ndarray,
-    codes: list[int],
-    taken: dict[tuple[int, ...], int],
-    num_codes: int,
+    quantized: Quantized, point: np.ndarray, codes: list[int], taken: _Taken
 ) -> tuple[int, ...]:
     """The free codes that keep the longest prefix of `codes`, and then go to the nearest."""
     num_levels = len(codes)
-
-    def free_below(prefix: tuple[int, ...]) -> bool:
-        return taken.get(prefix, 0) < num_codes ** (num_levels - len(prefix))
-
-    kept = next(n for n in range(num_levels - 1, -1, -1) if free_below(tuple(codes[:n])))
+    kept = next(n for n in range(num_levels - 1, -1, -1) if taken.free_below(tuple(codes[:n])))
     found = tuple(codes[:kept])
     while len(found) < num_levels:
         rest = point - quantized.books[np.arange(len(found)), list(found)].sum(axis=0)
         found = next(
             longer
             for code in _by_distance(quantized.books[len(found)], rest)
-            if free_below(longer := (*found, code))
+            if taken.free_below(longer := (*found, code))
         )
     return found
 

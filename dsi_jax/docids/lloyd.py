@@ -22,18 +22,16 @@ _GROWTH = 4  # of the samples
 _SETTLED = 0.005  # the share of the points that may still change cluster in the last iteration
 
 
-class Found(NamedTuple):
-    """What k-means found.
+class Clusters(NamedTuple):
+    """Centroids and who belongs to them.
 
     Attributes:
       centroids: float32 [K, D].
-      labels: int32 [N], the nearest centroid of each point.
-      error: the sum of squared distances; NaN if it was not asked for.
+      labels: int32 [N], the nearest centroid of each point; of equally near ones, any.
     """
 
     centroids: np.ndarray
     labels: np.ndarray
-    error: float
 
 
 def kmeans(
@@ -41,10 +39,9 @@ def kmeans(
     num_clusters: int,
     seed: int,
     iterations: int,
-    restarts: int,
     start: np.ndarray | None,
-) -> Found:
-    """Lloyd's algorithm from greedy k-means++, the best of `restarts` runs.
+) -> Clusters:
+    """Lloyd's algorithm from greedy k-means++.
 
     Centroids settle on a small sample first, then on samples four times as large, and last on all
     points: most of the way is made where an iteration costs little.
@@ -55,21 +52,12 @@ def kmeans(
       seed: of all that is random.
       iterations: at most, on each sample and on all points. Fewer are made where less than
         1 point in 200 changes its cluster.
-      restarts: how many runs.
       start: float32 [K, D], the first centroids; they go to all points at once.
     """
-    rng = np.random.default_rng(seed)
-    best = None
     with one_thread():
-        for _ in range(restarts):
-            first = _settle(points_NxD, num_clusters, rng, iterations) if start is None else start
-            found = _lloyd(points_NxD, first, iterations)
-            if restarts > 1:
-                error = _squared_distances(points_NxD, found).sum(dtype=np.float64)
-                found = found._replace(error=float(error))
-            if best is None or found.error < best.error:
-                best = found
-    return best
+        if start is None:
+            start = _settle(points_NxD, num_clusters, np.random.default_rng(seed), iterations)
+        return _lloyd(points_NxD, start, iterations)
 
 
 def nearest(points_NxD: np.ndarray, centroids_KxD: np.ndarray) -> np.ndarray:
@@ -134,7 +122,7 @@ def _plus_plus(sample_PxD: np.ndarray, num_clusters: int, rng: np.random.Generat
     return chosen
 
 
-def _lloyd(points_NxD: np.ndarray, centroids_KxD: np.ndarray, iterations: int) -> Found:
+def _lloyd(points_NxD: np.ndarray, centroids_KxD: np.ndarray, iterations: int) -> Clusters:
     """Lloyd's algorithm; sums are corrected by the points that change their cluster."""
     num_clusters, dimension = centroids_KxD.shape
     labels_N = np.full(len(points_NxD), -1, np.int32)
@@ -143,17 +131,17 @@ def _lloyd(points_NxD: np.ndarray, centroids_KxD: np.ndarray, iterations: int) -
     for _ in range(iterations):
         moved = _assign(points_NxD, centroids_KxD, labels_N, sums_KxD, counts_K)
         if moved <= _SETTLED * len(points_NxD):
-            return Found(centroids_KxD, labels_N, np.nan)
+            return Clusters(centroids_KxD, labels_N)
         empty_K = counts_K < 0.5
         means_KxD = sums_KxD / np.maximum(counts_K, 1)[:, None]
         centroids_KxD = np.where(empty_K[:, None], centroids_KxD, means_KxD).astype(np.float32)
         if empty_K.any():
             # They take the points that are farthest from their centroids.
-            far_N = _squared_distances(points_NxD, Found(centroids_KxD, labels_N, np.nan))
+            far_N = squared_distances(points_NxD, Clusters(centroids_KxD, labels_N))
             farthest = np.argsort(-far_N, kind="stable")[: empty_K.sum()]
             centroids_KxD[empty_K] = points_NxD[farthest]
     _assign(points_NxD, centroids_KxD, labels_N, sums_KxD, counts_K)
-    return Found(centroids_KxD, labels_N, np.nan)
+    return Clusters(centroids_KxD, labels_N)
 
 
 def _assign(
@@ -207,14 +195,14 @@ class _Nearest:
         return scores_BxK.argmax(axis=1).astype(np.int32)
 
 
-def _squared_distances(points_NxD: np.ndarray, found: Found) -> np.ndarray:
+def squared_distances(points_NxD: np.ndarray, clusters: Clusters) -> np.ndarray:
     """Of each point to its centroid; float32 [N]."""
-    return np.concatenate(
-        [
-            ((block_BxD - found.centroids[found.labels[start : start + _BLOCK]]) ** 2).sum(axis=1)
-            for start, block_BxD in _blocks(points_NxD)
-        ]
-    )
+    distances_N = np.empty(len(points_NxD), np.float32)
+    for start, block_BxD in _blocks(points_NxD):
+        part = slice(start, start + len(block_BxD))
+        rest_BxD = block_BxD - clusters.centroids[clusters.labels[part]]
+        distances_N[part] = (rest_BxD**2).sum(axis=1)
+    return distances_N
 
 
 def _blocks(points_NxD: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
