@@ -277,6 +277,11 @@ def test_search_by_an_image_equals_scoring_every_document(params):
     np.testing.assert_allclose(result.scores, -np.sort(-scores, axis=1), rtol=0, atol=1e-4)
 
 
+def test_a_batch_of_nothing_is_refused(params):
+    with pytest.raises(ValueError, match=r"batch has \['decoder'\]; expected 'text', 'image'"):
+        make_model().apply({"params": params}, {"decoder": {}}, method="encode")
+
+
 def test_absent_encoders_are_named(params):
     batch = make_batch()
     with pytest.raises(ValueError, match="the batch has texts, and the model has no encoder of t"):

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsi_jax.decoding import sample as sample_lib
 from dsi_jax.decoding import strategies
 from dsi_jax.decoding.constraint import Free, TrieConstraint
 from dsi_jax.decoding.filters import document_sets
+from dsi_jax.decoding.finished import AsGenerate
 from dsi_jax.decoding.sample import distinct, sample_docids
 from tests.test_beam import B, UncachedToy, make_trie, table_children, toy_decoder, toy_params
 
@@ -96,6 +98,32 @@ def test_samples_follow_the_distribution(temperature, depth):
         np.testing.assert_allclose(found.scores[query], totals[found.place[query]], atol=1e-4)
     first, second = np.asarray(found.place)
     assert 0.05 < (first == second).mean() < 0.95  # queries are drawn apart
+
+
+def test_samples_among_many_children_are_drawn_by_groups(monkeypatch):
+    """One beam with 50,000 children, of which the model likes some groups better than others."""
+    count, samples = 50_000, 20_000
+    logits = np.random.default_rng(0).normal(size=count).astype(np.float32)
+    logits += 3 * np.sin(np.arange(count) / 5_000)
+    logits[::7] = -np.inf
+    draws = sample_lib._draws_of_groups(jax.random.key(5), jnp.asarray(logits)[None], samples)
+    expected = np.exp(logits.astype(np.float64))
+    expected *= samples / expected.sum()
+    # In 40 runs of candidates, and by their remainders, of which one is never drawn.
+    for cell in (np.arange(count) // 1250, np.arange(count) % 7):
+        found = np.bincount(cell[np.asarray(draws[0])], minlength=cell.max() + 1)
+        share = np.bincount(cell, weights=expected)
+        assert (found[share == 0] == 0).all()
+        chi_square = ((found - share)[share > 0] ** 2 / share[share > 0]).sum()
+        assert chi_square < 85  # the 99.99th percentile with 40 degrees of freedom
+
+    constraint = TrieConstraint(make_trie(DOCIDS))
+    monkeypatch.setattr(sample_lib, "_WIDE", 2)
+    # No other test has this temperature, whose program would be taken.
+    found = sample(constraint, jax.random.key(9), num_samples=SAMPLES, temperature=1.5)
+    for query in range(B):
+        counts = np.bincount(found.place[query], minlength=len(DOCIDS))
+        assert_distribution(counts, probabilities(query, sorted(DOCIDS), 1.5))
 
 
 def test_renormalized_scores_are_the_probabilities_of_being_drawn():
@@ -193,3 +221,9 @@ def test_a_temperature_that_is_none_is_named(temperature):
             num_samples=1,
             temperature=temperature,
         )
+
+
+@pytest.mark.parametrize("early_stopping", [1, None, "always"])
+def test_early_stopping_is_one_of_three(early_stopping):
+    with pytest.raises(ValueError, match=f"early_stopping is {early_stopping!r}; expected True"):
+        AsGenerate(early_stopping=early_stopping)

@@ -223,6 +223,25 @@ def test_room_for_slices_is_kept_where_they_may_start_at_the_last_id(length):
     assert trie.num_words * 32 >= 5000
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": np.array([True, False, True])}, "rows are of type bool; expected integers"),
+        ({"rows": np.array([0, 3])}, "rows are 0 to 3; expected rows of the table, below 3"),
+        ({"rows": [-1]}, "rows are -1 to -1"),
+        ({"depth": 2}, "depth is 2; expected one of 0 to 1"),
+    ],
+)
+def test_bad_choices(options, message):
+    with pytest.raises(ValueError, match=message):
+        trie_lib.build_trie(make_table([[2, 3], [3, 2], [3, 3]], 4), **options)
+
+
+def test_no_rows_are_an_empty_trie():
+    trie = trie_lib.build_trie(make_table([[2, 3], [3, 2]], 4), rows=np.array([]))
+    assert looked_up(trie, np.array([[2, 3], [3, 2]])).tolist() == [-1, -1]
+
+
 def test_buckets_hold_their_size_and_waste_an_eighth():
     sizes = [trie_lib.bucket(size) for size in range(1, 5000)]
     assert sizes == sorted(sizes)

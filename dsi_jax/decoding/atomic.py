@@ -108,4 +108,5 @@ def _places(trie: trie_lib.Trie, vocab_size: int) -> jax.Array:
     token_U = trie_lib.tokens_of(trie, trie.first_leaf + place_U, 0, True)
     num_docids = trie.indptr[-1] - trie.first_leaf
     token_U = jnp.where(place_U < num_docids, token_U, vocab_size)
-    return jnp.full(vocab_size, -1, jnp.int32).at[token_U].set(place_U, mode="drop")
+    place_V = jnp.full(vocab_size, -1, jnp.int32)
+    return place_V.at[token_U].set(place_U, mode="drop", indices_are_sorted=True)

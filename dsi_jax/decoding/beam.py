@@ -48,8 +48,8 @@ def beam_search(
       A `BeamResult`.
 
     Raises:
-      ValueError: if ``beam_size`` is below 1, or the decoder's logits and the constraint differ in
-        their vocabulary size.
+      ValueError: if ``beam_size`` is below 1, or the decoder's logits have fewer tokens than the
+        constraint.
     """
     if beam_size < 1:
         raise ValueError(f"beam_size is {beam_size}; expected at least 1")

@@ -40,7 +40,8 @@ class AsGenerate:
     early_stopping: bool | str = False
 
     def __post_init__(self) -> None:
-        if self.early_stopping not in (True, False, "never"):
+        # 1 and 0 are equal to True and False, but not meant by them.
+        if self.early_stopping != "never" and not isinstance(self.early_stopping, bool):
             raise ValueError(
                 f"early_stopping is {self.early_stopping!r}; expected True, False or 'never'"
             )

@@ -116,7 +116,7 @@ def decode_levels(
       The beams after the last level, and what `pick` carried.
 
     Raises:
-      ValueError: the decoder's logits and the constraint differ in their vocabulary size.
+      ValueError: the decoder's logits have fewer tokens than the constraint.
     """
 
     levels = _Levels(decode, constraint, pick, renormalize)
@@ -249,7 +249,7 @@ def next_logits(
     """The logits of a level, float32 [B, M, V], and the cache after it.
 
     Raises:
-      ValueError: the decoder's logits and the constraint differ in their vocabulary size.
+      ValueError: the decoder's logits have fewer tokens than the constraint.
     """
     logits_BxMxV, cache = decode.step(cache, last_BxM, number, lineage_BxMxL)
     if logits_BxMxV.shape[-1] < constraint.vocab_size:

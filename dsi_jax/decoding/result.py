@@ -20,7 +20,8 @@ class BeamResult(NamedTuple):
 
     Attributes:
       rows: int32 [B, M], the document's row.
-      scores: float32 [B, M], the sum of the model's log-probabilities of the tokens, natural log.
+      scores: float32 [B, M], the sum of the model's log-probabilities of the tokens, natural log;
+        with `renormalize` or `finished` what these make of it.
       valid: bool [B, M], whether the slot holds a document.
       tokens: int32 [B, M, L], the docid.
     """

@@ -1,6 +1,7 @@
 """Ancestral sampling of docids, constrained level by level."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 from dsi_jax.decoding.constraint import Constraint
 from dsi_jax.decoding.levels import Beams, DecodeFns, Level, decode_levels, extend, follow
 from dsi_jax.decoding.result import Docids
+
+_WIDE = 4096  # of more children of one beam, groups are drawn first
 
 
 def sample_docids(
@@ -87,14 +90,39 @@ class _Draw:
         return self.num_samples
 
     def __call__(self, level: Level, extra: jax.Array) -> tuple[Beams, jax.Array]:
-        batch_size, num_beams, num_children = level.scores.shape
-        shape = (batch_size, self.num_samples, num_children)
+        _, num_beams, num_children = level.scores.shape
         allowed = level.candidates.allowed & level.beams.live[..., None]
-        # The largest of logits with Gumbel noise is a draw from their softmax.
-        noise = jax.random.gumbel(jax.random.fold_in(extra, level.number), shape)
-        noisy = level.candidates.logits / self.temperature + noise
-        choice = jnp.argmax(jnp.where(allowed, noisy, -jnp.inf), axis=-1)
+        logits = jnp.where(allowed, level.candidates.logits / self.temperature, -jnp.inf)
+        key = jax.random.fold_in(extra, level.number)
+        if num_beams == 1 and num_children > _WIDE:
+            choice = _draws_of_groups(key, logits[:, 0], self.num_samples)
+        else:
+            choice = _draws(key, jnp.repeat(logits, self.num_samples // num_beams, axis=1))
         parent = jnp.arange(self.num_samples) % num_beams  # one, or as many as samples
         live = jnp.broadcast_to(allowed.any(-1), choice.shape)
         index = (parent * num_children + choice).astype(jnp.int32)
         return extend(level, index, live), extra
+
+
+def _draws(key: jax.Array, logits: jax.Array) -> jax.Array:
+    """A draw from the softmax over the last axis of each row; int32 [...]."""
+    # The largest of logits with Gumbel noise is one.
+    return jnp.argmax(logits + jax.random.gumbel(key, logits.shape), axis=-1)
+
+
+def _draws_of_groups(key: jax.Array, logits_BxK: jax.Array, num_samples: int) -> jax.Array:
+    """`num_samples` draws a row, int32 [B, W], with noise for W sqrt(K) candidates, not for W K.
+
+    A group of candidates is drawn by the logarithm of its members' sum, then one of its members.
+    """
+    batch_size, num_children = logits_BxK.shape
+    size = math.isqrt(num_children - 1) + 1
+    padding = ((0, 0), (0, -num_children % size))
+    logits_BxGxR = jnp.pad(logits_BxK, padding, constant_values=-jnp.inf).reshape(
+        batch_size, -1, size
+    )
+    group_key, member_key = jax.random.split(key)
+    masses_Bx1xG = jax.nn.logsumexp(logits_BxGxR, axis=-1)[:, None]
+    group_BxW = _draws(group_key, jnp.repeat(masses_Bx1xG, num_samples, axis=1))
+    members_BxWxR = jnp.take_along_axis(logits_BxGxR, group_BxW[..., None], axis=1)
+    return group_BxW * size + _draws(member_key, members_BxWxR)

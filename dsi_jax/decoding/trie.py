@@ -105,8 +105,8 @@ def build_trie(
 
     Raises:
       ValueError: if a token is not below ``vocab_size``, two documents share a docid and ties are
-        not declared, the tree has more edges than int32 counts, or `like` has docids of another
-        length.
+        not declared, the tree has more edges than int32 counts, `like` has docids of another
+        length, `depth` is not below L, or `rows` are not rows of the table.
     """
     largest = int(table.tokens.max())
     if largest >= table.vocab_size:
@@ -114,9 +114,11 @@ def build_trie(
             f"docid table holds token {largest}; expected tokens below its vocab_size "
             f"{table.vocab_size}"
         )
+    if depth is not None and not 0 <= depth < table.length:
+        raise ValueError(f"depth is {depth}; expected one of 0 to {table.length - 1}")
     order = table.order
     if rows is not None:
-        order = order[np.isin(order, rows)]
+        order = order[np.isin(order, _checked_rows(rows, len(order)))]
     tokens_UxL = table.tokens[order]
     runs = None
     if table.tie_seed is not None:
@@ -160,6 +162,18 @@ def build_trie(
         jump=jump,
         vocab_size=table.vocab_size,
     )
+
+
+def _checked_rows(rows: np.ndarray, num_documents: int) -> np.ndarray:
+    rows = np.asarray(rows)
+    if rows.dtype == bool or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
+        raise ValueError(f"rows are of type {rows.dtype}; expected integers, the documents' rows")
+    if rows.size and not (rows.min() >= 0 and rows.max() < num_documents):
+        raise ValueError(
+            f"rows are {rows.min()} to {rows.max()}; expected rows of the table, below "
+            f"{num_documents}"
+        )
+    return rows
 
 
 def _levels(

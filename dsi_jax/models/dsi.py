@@ -152,6 +152,9 @@ class DSIModel(nn.Module):
 
         Returns:
           The memories in the order of `streams.interleave`, padded to the longest.
+
+        Raises:
+          ValueError: if the batch has neither.
         """
         encoders = {TEXT: self._encode_text, IMAGE: self._encode_images}
         found = [
@@ -159,6 +162,8 @@ class DSIModel(nn.Module):
             for modality, encode in encoders.items()
             if modality in batch
         ]
+        if not found:
+            raise ValueError(f"batch has {sorted(batch)}; expected {TEXT!r}, {IMAGE!r} or both")
         length = max(memory.shape[1] for memory, _ in found)
 
         def padded(array: jax.Array) -> jax.Array:

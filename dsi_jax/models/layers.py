@@ -24,7 +24,7 @@ Initializer = Callable[..., jax.Array]
 MASKED_LOGIT = -1e10
 
 # So few beams look at the keys of all of them, those of the others masked, which is a product of
-# matrices a query; of more beams, each gathers its own keys first.
+# matrices a query; of more beams, or at several positions at once, each gathers its own keys first.
 _FEW_BEAMS = 24
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -288,8 +288,8 @@ class Attention(nn.Module):
         Returns:
           [B, M, T, D].
         """
-        num_beams = key_BxHxLxCxP.shape[3]
-        if num_beams <= _FEW_BEAMS:
+        num_beams, num_positions = key_BxHxLxCxP.shape[3], bias_HxTxL.shape[1]
+        if num_beams <= _FEW_BEAMS and num_positions == 1:
             logits_BxHxMxTxLxC = jnp.einsum(
                 "BMTHP,BHLCP->BHMTLC",
                 query_BxMxTxHxP,

@@ -312,8 +312,8 @@ class Decoder(nn.Module):
     """T5's decoder, from embeddings to the last hidden state, and its own head if untied.
 
     Caches are dicts by layer, `layers_<i>`; with scan_layers there is one entry, "layers", with all
-    layers stacked: on axis 2 of the decoder's own keys and values, [B, M, N, L, H, P], and on
-    axis 0 of the memory's, [N, B, S, H, P].
+    layers stacked on axis 0: the decoder's own keys and values, [N, B, H, L, C, P] (`empty_cache`),
+    and the memory's, [N, B, S, H, P].
 
     Attributes:
       config: the architecture.
