@@ -33,11 +33,13 @@ class Tokenizer(Protocol):
       vocab_size: the number of ids, pad and end included.
       end_id: ends a text; the first of a row does.
       pad_id: follows it.
+      start_id: begins every row; None: rows begin with their text.
       hash: SHA-256 of what determines the ids, in hexadecimal.
     """
 
     end_id: int
     pad_id: int
+    start_id: int | None
 
     @property
     def vocab_size(self) -> int: ...
@@ -53,7 +55,8 @@ class Tokenizer(Protocol):
           length: S >= 1.
 
         Returns:
-          int32 [B, S]: the first S - 1 ids of each text, then `end_id`, then `pad_id`s.
+          int32 [B, S]: `start_id` if there is one, the ids of each text that fit, then `end_id`,
+          then `pad_id`s.
 
         Raises:
           ValueError: if the length is below 1.
@@ -75,6 +78,7 @@ class ByteTokenizer:
     vocab_size = 259
     end_id = END_ID
     pad_id = PAD_ID
+    start_id = None
 
     @property
     def hash(self) -> str:
@@ -105,6 +109,7 @@ class SentencePieceTokenizer:
 
     end_id = END_ID
     pad_id = PAD_ID
+    start_id = None
 
     def __init__(self, model: bytes, extra_ids: int = 0):
         if extra_ids < 0:
@@ -195,6 +200,17 @@ class SentencePieceTokenizer:
 
     def _pieces(self) -> list[str]:
         return self._processor.id_to_piece(list(range(self.vocab_size)))
+
+
+def bare_ids(tokenizer: Tokenizer, texts: Sequence[str | bytes], most: int) -> list[np.ndarray]:
+    """The ids of each text without start, end and padding, at most `most`; B arrays int32.
+
+    What pads is told by its place, not by its id: to CLIP 0 and 1 are tokens like any other.
+    """
+    begin = 0 if tokenizer.start_id is None else 1
+    ids_BxS = tokenizer.encode_batch(texts, begin + most + 1)
+    ends_B = (ids_BxS == tokenizer.end_id).argmax(axis=1)
+    return [row[begin:end] for row, end in zip(ids_BxS, ends_B, strict=True)]
 
 
 def from_spec(spec: dict[str, Any]) -> Tokenizer:

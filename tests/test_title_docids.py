@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsi_jax import lenders
+from dsi_jax.clip_bpe import END, START, ClipTokenizer
 from dsi_jax.docids import text_space
+from dsi_jax.docids.naive import NaiveString
 from dsi_jax.docids.text import Title
 from dsi_jax.tokenizers import ByteTokenizer, train_sentencepiece
 
@@ -85,6 +87,46 @@ def test_titles_in_text_space_are_their_own_tokens():
     np.testing.assert_array_equal(in_text.tokens, tokenizer.encode_batch(titles, table.length))
     with pytest.raises(ValueError, match=r"were spelled by the tokenizer .*; this one is"):
         text_space.spell(table, BYTES)
+
+
+@pytest.mark.parametrize("titles", [["bees"], ["bees fly", "bees dance", "ants work"]])
+def test_titles_of_one_length_have_no_end_in_text_space(titles):
+    table = build(titles, Title(max_tokens=8))
+    assert not table.variable_length
+    in_text = text_space.spell(table, BYTES)
+    assert not in_text.variable_length and in_text.length == table.length
+    assert [bytes((row - 3).tolist()).decode() for row in in_text.tokens] == [
+        title[:8] for title in titles
+    ]
+
+
+@pytest.fixture
+def clip():
+    """CLIP's order of ids, small: 0 and 1 are words, start and end come last."""
+    words = ["a</w>", "b</w>", "c</w>", "(</w>", "2</w>", ")</w>"]
+    letters = [word.removesuffix("</w>") for word in words]
+    tokens = [*words, *letters, START, END]
+    return ClipTokenizer({token: i for i, token in enumerate(tokens)}, [])
+
+
+def test_titles_in_tokens_of_clip(clip):
+    """Its ids 0 and 1 are text, and neither start nor end are."""
+    titles = ["a b c", "b", "c a b b", "b"]
+    table = build(titles, Title(max_tokens=4), tokenizer=clip)
+    assert table.parameters["pieces"] == [0, 1, 2, 3, 4, 5]
+    ends = [1] + [0] * 4
+    expected = [[2, 3, 4], [3], [4, 2, 3, 3], [3, 5, 6, 7]]
+    assert table.tokens.tolist() == [[*docid, *ends][:5] for docid in expected]
+    table.validate()
+    # The longest title keeps its last word: the start takes no room.
+    assert build(["a b c a"], Title(max_tokens=4), tokenizer=clip).length == 4
+
+
+def test_text_space_needs_the_ends_of_t5(clip):
+    naive = NaiveString().build(["a", "b"], "corpus")
+    for table in (build(["a b", "b"], tokenizer=clip), naive):
+        with pytest.raises(ValueError, match=r"pad 0 and end 1, .* ClipTokenizer .* has 13 and 13"):
+            text_space.spell(table, clip)
 
 
 def test_what_cannot_be_spelled_is_named():

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dsi_jax.docids.table import END_TOKEN, FIRST_CODE, PAD_TOKEN, DocidTable
-from dsi_jax.tokenizers import Tokenizer
+from dsi_jax.docids.table import END_TOKEN, PAD_TOKEN, DocidTable
+from dsi_jax.tokenizers import Tokenizer, bare_ids
 
 _WORDS = 8  # of the text, in place of a title
 
@@ -79,8 +79,7 @@ class Title:
         return _table(unique, keys, corpus_hash, self, tokenizer, renamed)
 
     def _spell(self, words: Sequence[str], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-        tokens_NxS = tokenizer.encode_batch(words, self.max_tokens + 1)
-        return [tuple(row[row >= FIRST_CODE].tolist()) for row in tokens_NxS]
+        return [tuple(ids.tolist()) for ids in bare_ids(tokenizer, words, self.max_tokens)]
 
     def _tell_apart(
         self, spelled: list[tuple[int, ...]], tokenizer: Tokenizer
@@ -117,7 +116,7 @@ class Title:
 
 
 def text_tokens(table: DocidTable, tokenizer: Tokenizer) -> np.ndarray:
-    """The text token that each token of a title table stands for; int64 [V].
+    """The text token that each token of a title table stands for, pad and end T5's; int64 [V].
 
     Raises:
       ValueError: if the table was spelled by another tokenizer.

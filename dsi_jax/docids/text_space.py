@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from dsi_jax.docids import text
-from dsi_jax.docids.table import FIRST_CODE, PAD_TOKEN, DocidTable, token_dtype
+from dsi_jax.docids.table import END_TOKEN, FIRST_CODE, PAD_TOKEN, DocidTable, token_dtype
 from dsi_jax.tokenizers import Tokenizer
 
 NUM_SENTINELS = 100  # T5's <extra_id_0> to <extra_id_99>
@@ -49,7 +49,8 @@ def spell(table: DocidTable, tokenizer: Tokenizer, vocab_size: int | None = None
       The table in text space; its V is the whole vocabulary of the model.
 
     Raises:
-      ValueError: the vocabulary is smaller than the tokenizer's, or cannot spell a docid.
+      ValueError: the vocabulary is smaller than the tokenizer's, cannot spell a docid, or pads and
+        ends texts otherwise than T5's.
     """
     least = least_vocab_size(tokenizer)
     vocab_size = least if vocab_size is None else vocab_size
@@ -61,15 +62,20 @@ def spell(table: DocidTable, tokenizer: Tokenizer, vocab_size: int | None = None
     if table.kind == _ATOMIC:
         tokens = table.tokens.astype(np.int64) - FIRST_CODE + vocab_size
         vocab_size += table.vocab_size - FIRST_CODE
+        variable_length = table.variable_length
     elif table.kind == text.Title.kind:
+        _check_ends(tokenizer)
         tokens = text.text_tokens(table, tokenizer)[table.tokens]
+        variable_length = table.variable_length
     else:
+        _check_ends(tokenizer)
         tokens = _tokenised(table, tokenizer)
+        variable_length = True  # the tokenizer ends them all
     spelled = dataclasses.replace(
         table,
         tokens=tokens.astype(token_dtype(vocab_size)),
         vocab_size=vocab_size,
-        variable_length=table.kind != _ATOMIC,
+        variable_length=variable_length,
         parameters=table.parameters | {_SPELLED_BY: tokenizer.hash, "compact": table.hash},
     )
     spelled.validate()
@@ -86,6 +92,17 @@ def docid_strings(table: DocidTable) -> list[str]:
     separator = "" if table.vocab_size - FIRST_CODE <= 10 else " "
     codes_NxL = table.tokens.astype(np.int64) - FIRST_CODE
     return [separator.join(str(code) for code in row if code >= 0) for row in codes_NxL.tolist()]
+
+
+def _check_ends(tokenizer: Tokenizer) -> None:
+    """Raises where text tokens would not end and pad a docid as tables do."""
+    found = (tokenizer.pad_id, tokenizer.end_id)
+    if found != (PAD_TOKEN, END_TOKEN):
+        raise ValueError(
+            f"docids in text tokens need a vocabulary with pad {PAD_TOKEN} and end {END_TOKEN}, as "
+            f"T5's; {type(tokenizer).__name__} {tokenizer.hash[:12]} has {found[0]} and "
+            f"{found[1]}: expected another VOCABULARY, or DOCID_SPACE = 'compact'"
+        )
 
 
 def _tokenised(table: DocidTable, tokenizer: Tokenizer) -> np.ndarray:
