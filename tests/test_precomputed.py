@@ -68,6 +68,8 @@ def test_rows_are_found_by_their_keys(dtype, tmp_path):
     found = Precomputed(str(path)).vectors(["d", "a", "ü"])
     np.testing.assert_array_equal(found, vectors[[3, 0, 2]])
     assert isinstance(Precomputed(str(path)).vectors(["a", "b", "ü", "d", "e"]), np.memmap)
+    keys_path(path).write_text("a\nb\nü\nd\ne", encoding="utf-8")  # no line break at the end
+    np.testing.assert_array_equal(Precomputed(str(path)).vectors(["e", "a"]), vectors[[4, 0]])
     with pytest.raises(ValueError, match=r"lacks 2 of the corpus's documents, .* 'f'"):
         Precomputed(str(path)).vectors(["a", "f", "g"])
 

@@ -44,7 +44,7 @@ class Precomputed:
                     f"documents; expected as many, or their keys in {path}"
                 )
             return array_NxE
-        found = path.read_text(encoding="utf-8").split("\n")[:-1]
+        found = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         if len(found) != len(array_NxE):
             raise ValueError(
                 f"{path} names {len(found):,} documents; expected the {len(array_NxE):,} of "
