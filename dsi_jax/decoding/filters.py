@@ -7,6 +7,7 @@ import numpy as np
 from dsi_jax.decoding.trie import Trie
 
 _WORD = 32
+_FEW_RANGES = 0.1  # share of the ranges with several flags up to which these are looked at alone
 
 
 @flax.struct.dataclass
@@ -66,16 +67,13 @@ def alive_bits(trie: Trie, allowed_N: np.ndarray) -> np.ndarray:
     if trie.runs is not None:
         num_docids = int(np.searchsorted(trie.runs, num_documents))
         alive = _any_of(alive, trie.runs[: num_docids + 1])
-    parts = [alive]
-    # From the last level of edges up: an edge is alive if an id below it is.
-    for start, stop in reversed(_node_levels(trie)):
+    flags = np.zeros(trie.num_words * _WORD, bool)
+    flags[trie.first_leaf :][: len(alive)] = alive
+    # From the last level of edges up: an edge is alive if an id below it is. The root is no edge.
+    for start, stop in reversed(_node_levels(trie)[1:]):
         alive = _any_of(alive, trie.indptr[start : stop + 1] - trie.indptr[start])
-        parts.append(alive)
-    parts.pop()  # the root is no edge
-    bits = np.zeros(trie.num_words * _WORD, bool)
-    flat = np.concatenate(parts[::-1])
-    bits[: len(flat)] = flat
-    return np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32)
+        flags[start - 1 : stop - 1] = alive
+    return np.packbits(flags, bitorder="little").view("<u4").astype(np.uint32)
 
 
 def _allowed_runs(trie: Trie, allowed_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,12 +93,20 @@ def _num_documents(trie: Trie) -> int:
 
 
 def _any_of(flags: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Whether any of the flags ``ends[i]`` to ``ends[i + 1] - 1`` is set."""
+    """Whether any of the flags ``ends[i]`` to ``ends[i + 1] - 1`` is set; no range is empty."""
     if len(ends) == len(flags) + 1:  # one each
         return flags
+    several = np.flatnonzero(np.diff(ends) > 1)
+    if len(several) < _FEW_RANGES * len(ends):
+        found = flags.take(ends[:-1])
+        # Every other range is one of these, the others lie between them.
+        bounds = np.stack([ends[several], ends[several + 1]], axis=1).reshape(-1)
+        bounds = bounds[: len(bounds) - (bounds[-1] == len(flags))]
+        found[several] = np.logical_or.reduceat(flags, bounds)[::2]
+        return found
     before = np.zeros(len(flags) + 1, np.int32)
-    np.cumsum(flags, out=before[1:])
-    before = before[ends]
+    np.cumsum(flags, dtype=np.int32, out=before[1:])
+    before = before.take(ends, mode="clip")  # which checks no index, and is faster for it
     return before[1:] != before[:-1]
 
 
