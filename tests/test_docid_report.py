@@ -1,6 +1,7 @@
 """Oracle recall against brute force, the report's words, and the picture."""
 
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +11,12 @@ from hypothesis import strategies as st
 from dsi_jax.docids import plots
 from dsi_jax.docids.atomic import Atomic
 from dsi_jax.docids.naive import NaiveString
-from dsi_jax.docids.oracle import common_prefixes, describe, expected_recall, oracle_recall
+from dsi_jax.docids.oracle import (
+    ExpectedRecall,
+    common_prefixes,
+    fit_code_vectors,
+    oracle_recall,
+)
 from dsi_jax.docids.quantized import ProductQuantized, ResidualQuantized
 from dsi_jax.docids.report import health, report
 from dsi_jax.docids.semantic import Semantic
@@ -29,6 +35,10 @@ def build(kind, embeddings, seed=0):
     return kind.build(keys(len(embeddings)), "corpus", embeddings, seed)
 
 
+def describe(table, embeddings):
+    return fit_code_vectors(table, embeddings).describe(table.tokens)
+
+
 def table_of(codes, lengths=None, num_codes=9):
     codes = np.asarray(codes)
     return DocidTable.from_codes(codes, lengths, num_codes=num_codes, keys=keys(len(codes)),
@@ -39,13 +49,17 @@ def table_of(codes, lengths=None, num_codes=9):
 @given(
     scores=st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=4),
     k=st.integers(1, 5),
+    block=st.integers(1, 6),
     data=st.data(),
 )
-def test_expected_recall_is_the_mean_over_random_orders(scores, k, data):
+def test_expected_recall_is_the_mean_over_random_orders(scores, k, block, data):
     rows = np.arange(len(scores))
     others = [[other for other in range(6) if other != row] for row in rows]
     near = np.array([data.draw(st.permutations(other))[:k] for other in others])
-    found = expected_recall(np.array(scores), rows, near)
+    recall = ExpectedRecall(rows, near)
+    for start in range(0, 6, block):
+        recall.add(np.array(scores)[:, start : start + block])
+    found = recall.result()
     rng = np.random.default_rng(0)
     trials = 3000
     for row in rows:
@@ -98,7 +112,7 @@ def recall_by_force(table, embeddings, k):
     ids=lambda kind: kind.kind,
 )
 def test_oracle_recall_by_prefix_equals_brute_force(kind, monkeypatch):
-    monkeypatch.setattr("dsi_jax.docids.oracle._BLOCK", 200)  # a few rows at a time
+    monkeypatch.setattr("dsi_jax.docids.oracle._BLOCK", 200)  # four documents at a time
     embeddings = normal(45)
     table = build(kind, embeddings)
     oracle = oracle_recall(table, embeddings, k=6, sample=45)
@@ -154,10 +168,44 @@ def test_recall_by_codes_ranks_by_distance_to_descriptions():
     assert oracle.by_codes == pytest.approx(hits / 30 / 4, abs=1e-6)
 
 
+def test_vectors_are_fitted_to_what_all_other_levels_leave(monkeypatch):
+    """Block by block, against residuals held for all documents."""
+    embeddings = normal(100, 6) + 3
+    table = build(Semantic(clusters=3, leaf_size=4, embedder=None), embeddings)  # padded
+    left, fits = embeddings.copy(), [np.zeros_like(embeddings)] * table.length
+    for level in list(range(table.length)) * 3:
+        left += fits[level]
+        tokens = table.tokens[:, level]
+        fits[level] = np.stack(
+            [left[tokens == token].mean(axis=0) * (token > 1) for token in tokens]
+        )
+        left -= fits[level]
+    monkeypatch.setattr("dsi_jax.docids.oracle._ROWS", 7)
+    np.testing.assert_allclose(describe(table, embeddings), embeddings - left, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_mapped_embeddings_are_not_copied(dtype, tmp_path):
+    count, dimension = 200_000, 32
+    path = tmp_path / "vectors.npy"
+    np.save(path, normal(count, dimension).astype(dtype))
+    mapped = np.load(path, mmap_mode="r")
+    codes = np.random.default_rng(0).integers(0, 9, size=(count, 3))
+    table = table_of(codes)
+    tracemalloc.start()
+    try:
+        oracle = oracle_recall(table, mapped, sample=20)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert oracle.documents == 20
+    assert peak < count * dimension * 4 / 3  # a third of one copy in float32
+
+
 def test_padding_is_nothing_in_common():
     table = table_of([[1, 0], [1, 0], [1, 2]], np.array([1, 1, 2]))
     assert table.tokens.tolist() == [[3, 1, 0], [3, 1, 0], [3, 4, 1]]
-    assert common_prefixes(table.tokens, np.array([0, 2])).tolist() == [[2, 2, 1], [1, 1, 3]]
+    assert common_prefixes(table.tokens, table.tokens[[0, 2]]).tolist() == [[2, 2, 1], [1, 1, 3]]
 
 
 def test_oracle_recall_needs_embeddings_of_the_documents():

@@ -295,7 +295,8 @@ def test_irgen_refuses_impossible_parameters():
 
 @pytest.mark.parametrize("k", [0, 1, 5, 49])
 def test_neighbours_equal_a_sort(k, monkeypatch):
-    monkeypatch.setattr("dsi_jax.docids.neighbours._BLOCK", 200)  # four rows at a time
+    monkeypatch.setattr("dsi_jax.docids.neighbours._QUERIES", 4)
+    monkeypatch.setattr("dsi_jax.docids.neighbours._ROWS", 7)
     points = normal(50, 3)
     rows = np.array([4, 0, 49, 20, 7, 33])
     found = nearest_rows(points, rows, k)
