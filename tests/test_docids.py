@@ -18,6 +18,7 @@ from dsi_jax.docids.atomic import Atomic
 from dsi_jax.docids.embeddings import EncoderMeanPool, TfidfSvd
 from dsi_jax.docids.learned import RQVAE, IRGen
 from dsi_jax.docids.naive import NaiveString
+from dsi_jax.docids.numbers import digits, num_digits
 from dsi_jax.docids.quantized import ProductQuantized, ResidualQuantized
 from dsi_jax.docids.random_control import Random
 from dsi_jax.docids.report import health, report
@@ -134,6 +135,18 @@ def test_without_an_id_space_it_is_the_number_of_documents():
             build(kind(id_space=49), 50)
 
 
+@given(number=st.integers(0, 2**62), base=st.integers(2, 70_000), more=st.integers(0, 3))
+def test_digits_write_numbers(number, base, more):
+    width = num_digits(number + 1, base)
+    assert base ** (width - 1) <= max(number, 1) and number < base**width
+    written = digits(np.array([number, 0]), base, width + more)
+    assert written.dtype == np.min_scalar_type(base - 1) and not written[1].any()
+    value = 0
+    for digit in written[0].tolist():
+        value = value * base + digit
+    assert value == number
+
+
 @settings(deadline=None, max_examples=60)
 @given(data=st.data(), clusters=st.integers(2, 20))
 def test_random_codes_have_the_shape_asked_for(data, clusters):
@@ -160,6 +173,12 @@ def test_kinds_refuse_impossible_parameters():
     for bad in ({"clusters": 1}, {"leaf_size": 0}, {"n_init": 0}, {"max_levels": -1}):
         with pytest.raises(ValueError, match="expected clusters >= 2"):
             Semantic(**bad)
+    for kind in (Atomic, NaiveString):
+        for bad in (0, -5):
+            with pytest.raises(
+                ValueError, match=f"id_space is {bad}; expected at least 1, or None"
+            ):
+                kind(id_space=bad)
     for bad in ({"clusters": 1}, {"length": 0}):
         with pytest.raises(ValueError, match="expected clusters >= 2"):
             Random(**bad)

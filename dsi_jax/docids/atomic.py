@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dsi_jax.docids.numbers import draw
+from dsi_jax.docids.numbers import check_id_space, draw
 from dsi_jax.docids.table import DocidTable
 
 
@@ -23,6 +23,9 @@ class Atomic:
 
     kind: ClassVar[str] = "atomic"
     needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_id_space(self.id_space)
 
     def build(
         self,

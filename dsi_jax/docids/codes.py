@@ -15,6 +15,7 @@ import numpy as np
 from dsi_jax.docids.embeddings import Embedder, TfidfSvd, check_embeddings
 from dsi_jax.docids.image_embeddings import ImageEmbedder
 from dsi_jax.docids.kmeans import ENGINES, default_engine
+from dsi_jax.docids.numbers import digits, num_digits
 from dsi_jax.docids.precomputed import Precomputed
 from dsi_jax.docids.sorting import packed
 from dsi_jax.docids.table import DocidTable
@@ -163,11 +164,8 @@ def numbered(codes_NxL: np.ndarray, base: int, rng: np.random.Generator) -> np.n
     sizes = np.diff(starts, append=len(order))
     numbers_N = np.empty(len(order), np.int64)
     numbers_N[order] = np.arange(len(order)) - np.repeat(starts, sizes)
-    width = 1
-    while base**width < sizes.max():
-        width += 1
-    places_E = base ** np.arange(width - 1, -1, -1)
-    return (numbers_N[:, None] // places_E % base).astype(np.int32)
+    width = num_digits(int(sizes.max()), base)
+    return digits(numbers_N, base, width).astype(np.int32)
 
 
 def nearest_free(quantized: Quantized) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from dsi_jax.docids.numbers import draw
+from dsi_jax.docids.numbers import check_id_space, digits, draw, num_digits
 from dsi_jax.docids.table import DocidTable
 
 
@@ -28,6 +28,9 @@ class NaiveString:
     kind: ClassVar[str] = "naive"
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    def __post_init__(self) -> None:
+        check_id_space(self.id_space)
+
     def build(
         self,
         keys: Sequence[str],
@@ -42,15 +45,14 @@ class NaiveString:
         """
         del embeddings
         numbers, id_space = draw(len(keys), self.id_space, seed)
-        width = len(str(id_space - 1))
-        powers = 10 ** np.arange(1, width)
-        lengths = None if self.zero_pad else 1 + np.searchsorted(powers, numbers, side="right")
-        digits = np.empty((len(keys), width), np.uint8)
-        for level in range(width):
-            below = (width if lengths is None else lengths) - 1 - level
-            digits[:, level] = numbers // 10 ** np.maximum(below, 0) % 10
+        width = num_digits(id_space, 10)
+        lengths = None
+        if not self.zero_pad:
+            powers = 10 ** np.arange(1, width)
+            lengths = 1 + np.searchsorted(powers, numbers, side="right")
+            numbers *= 10 ** (width - lengths)  # to the left: what lies beyond a length is not used
         return DocidTable.from_codes(
-            digits,
+            digits(numbers, 10, width),
             lengths,
             num_codes=10,
             keys=keys,

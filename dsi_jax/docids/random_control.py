@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from dsi_jax.docids.numbers import digits, num_digits
 from dsi_jax.docids.sorting import packed
 from dsi_jax.docids.table import DocidTable
 
@@ -46,7 +47,7 @@ class Random:
           ValueError: if there are more documents than codes of this length.
         """
         del embeddings
-        length = self.length or _fewest_levels(len(keys), self.clusters)
+        length = self.length or num_digits(len(keys), self.clusters)
         if self.clusters**length < len(keys):
             raise ValueError(
                 f"{length} levels of {self.clusters} codes give {self.clusters**length} docids, "
@@ -63,21 +64,12 @@ class Random:
         )
 
 
-def _fewest_levels(count: int, clusters: int) -> int:
-    length = 1
-    while clusters**length < count:
-        length += 1
-    return length
-
-
 def _distinct_codes(rng: np.random.Generator, count: int, length: int, clusters: int) -> np.ndarray:
     """Draws `count` distinct codes [count, length], uniformly and in random order."""
-    dtype = np.min_scalar_type(clusters - 1)
     space = clusters**length
     if space <= _DENSE * count:
-        numbers = rng.choice(space, count, replace=False)
-        powers = clusters ** np.arange(length - 1, -1, -1)
-        return (numbers[:, None] // powers % clusters).astype(dtype)
+        return digits(rng.choice(space, count, replace=False), clusters, length)
+    dtype = np.min_scalar_type(clusters - 1)
     codes = rng.integers(clusters, size=(count, length), dtype=dtype)
     while True:
         _, first = np.unique(packed(codes), return_index=True)

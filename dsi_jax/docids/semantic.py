@@ -9,6 +9,7 @@ import numpy as np
 from dsi_jax.docids.embeddings import Embedder, TfidfSvd, check_embeddings
 from dsi_jax.docids.image_embeddings import ImageEmbedder
 from dsi_jax.docids.kmeans import kmeans
+from dsi_jax.docids.numbers import digits, num_digits
 from dsi_jax.docids.precomputed import Precomputed
 from dsi_jax.docids.table import DocidTable
 
@@ -78,11 +79,11 @@ class Semantic:
           ValueError: if the embeddings are missing, not finite, or not one vector a document.
         """
         check_embeddings(self.kind, embeddings, len(keys))
-        digits, lengths = self._digits(embeddings, seed)
+        codes_NxL, lengths_N = self._codes(embeddings, seed)
         embedder = None if self.embedder is None else self.embedder.describe()
         return DocidTable.from_codes(
-            digits,
-            lengths,
+            codes_NxL,
+            lengths_N,
             num_codes=self.clusters,
             keys=keys,
             kind=self.kind,
@@ -121,24 +122,23 @@ class Semantic:
                 for child, label in zip(children, found.tolist(), strict=True)
             ]
 
-    def _digits(self, embeddings_NxD: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Digits [N, L] and the number of them [N]."""
+    def _codes(self, embeddings_NxD: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Codes [N, L] and the number of them [N]."""
         rng = np.random.default_rng(seed)
         count = len(embeddings_NxD)
         lengths_N = np.zeros(count, np.int32)
-        levels: list[np.ndarray] = []  # the digits of all documents, level by level
+        levels: list[np.ndarray] = []  # the codes of all documents, level by level
         for rows, path in self.leaves(embeddings_NxD, rng):
             numbers = rng.permutation(len(rows))
-            width = _num_digits(len(rows) - 1, self.clusters)
-            places = self.clusters ** np.arange(width - 1, -1, -1)
-            digits = [*path, *(numbers // place % self.clusters for place in places)]
+            width = num_digits(len(rows), self.clusters)
+            codes = [*path, *digits(numbers, self.clusters, width).T]
             levels += [
                 np.zeros(count, np.min_scalar_type(self.clusters - 1))
-                for _ in range(len(digits) - len(levels))
+                for _ in range(len(codes) - len(levels))
             ]
-            for level, digit in zip(levels, digits, strict=False):
-                level[rows] = digit
-            lengths_N[rows] = len(digits)
+            for level, code in zip(levels, codes, strict=False):
+                level[rows] = code
+            lengths_N[rows] = len(codes)
         return np.stack(levels, axis=1), lengths_N
 
     @property
@@ -182,11 +182,3 @@ class _Node(NamedTuple):
         every = len(self.places) == len(self.points)
         points = np.asarray(self.points if every else self.points[self.places], np.float32)
         return _Node(points, self.rows[self.places], np.arange(len(points)), self.path)
-
-
-def _num_digits(number: int, base: int) -> int:
-    digits = 1
-    while number >= base:
-        number //= base
-        digits += 1
-    return digits
