@@ -386,15 +386,38 @@ def test_construction_checks_the_form():
         dataclasses.replace(make([[2]], 12, False), tokens=np.array([[2]]))
     with pytest.raises(ValueError, match="table of 1 rows has 2 document keys"):
         make([[2]], 12, False, keys=["a", "b"])
-    with pytest.raises(ValueError, match="codes range from 0 to 4, expected 0 to 3"):
-        DocidTable.from_codes(
-            np.array([[0], [4]]),
-            num_codes=4,
-            keys=["a", "b"],
-            kind="",
-            parameters={},
-            corpus_hash="",
-        )
+
+
+def from_codes(codes, lengths=None):
+    arguments = {"kind": "", "parameters": {}, "corpus_hash": ""}
+    keys = [f"key {i}" for i in range(len(codes))]
+    lengths = None if lengths is None else np.array(lengths)
+    return DocidTable.from_codes(np.array(codes), lengths, num_codes=4, keys=keys, **arguments)
+
+
+@pytest.mark.parametrize("unused", [-1, 0, 4, 1000])
+def test_codes_beyond_a_docids_length_are_not_used(unused):
+    table = from_codes([[3, unused, unused], [0, 1, unused]], [1, 2])
+    table.validate()
+    assert table.tokens.tolist() == [[5, 1, 0, 0], [2, 3, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("codes", "lengths", "message"),
+    [
+        ([[0], [4]], None, "codes range from 0 to 4, expected 0 to 3"),
+        ([[1, 9], [2, -1]], [1, 2], "codes range from -1 to 2, expected 0 to 3"),
+        ([[1, 9], [2, 5]], [1, 2], "codes range from 1 to 5, expected 0 to 3"),
+        (np.zeros((0, 3), int), None, r"codes have the shape \(0, 3\), expected \[documents"),
+        ([0, 1], None, r"codes have the shape \(2,\), expected \[documents"),
+        ([[0, 1], [1, 0]], [2], r"lengths of docids have the shape \(1,\), expected \(2,\)"),
+        ([[0, 1], [1, 0]], [0, 2], "lengths of docids range from 0 to 2, expected 1 to 2"),
+        ([[0, 1], [1, 0]], [1, 3], "lengths of docids range from 1 to 3, expected 1 to 2"),
+    ],
+)
+def test_codes_that_make_no_docids_are_refused(codes, lengths, message):
+    with pytest.raises(ValueError, match=message):
+        from_codes(codes, lengths)
 
 
 def test_declared_ties_are_no_error_and_part_of_the_hash(tmp_path):

@@ -98,11 +98,7 @@ class DocidTable:
     tie_seed: int | None = None
 
     def __post_init__(self):
-        if self.tokens.ndim != 2 or 0 in self.tokens.shape:
-            raise ValueError(
-                f"docid tokens have the shape {self.tokens.shape}, expected [documents, length] "
-                "with at least one of each"
-            )
+        _check_shape("docid tokens", self.tokens)
         if self.tokens.dtype != token_dtype(self.vocab_size):
             raise ValueError(
                 f"docid tokens are {self.tokens.dtype}, expected {token_dtype(self.vocab_size)} "
@@ -132,7 +128,7 @@ class DocidTable:
 
         Args:
           codes_NxL: integers [N, L]; what lies beyond a docid's length is not used.
-          lengths_N: integers [N], the number of codes of each docid; None: all have L.
+          lengths_N: integers [N] from 1 to L, the number of codes of each docid; None: all have L.
           num_codes: the size of the alphabet; V = num_codes + 2.
           keys: the documents' names.
           kind: the docid kind.
@@ -141,19 +137,37 @@ class DocidTable:
           tie_seed: see the class.
 
         Raises:
-          ValueError: if a code is outside the alphabet.
+          ValueError: if there is no code, or one is outside the alphabet, or a length is not of
+            these codes.
         """
+        _check_shape("docid codes", codes_NxL)
         num_documents, length = codes_NxL.shape
-        low, high = codes_NxL.min(), codes_NxL.max()
+        variable, used_NxL = False, True
+        if lengths_N is not None:
+            if lengths_N.shape != (num_documents,):
+                raise ValueError(
+                    f"lengths of docids have the shape {lengths_N.shape}, expected "
+                    f"({num_documents},)"
+                )
+            shortest, longest = lengths_N.min(), lengths_N.max()
+            if shortest < 1 or longest > length:
+                raise ValueError(
+                    f"lengths of docids range from {shortest} to {longest}, expected 1 to {length}"
+                )
+            variable = bool(shortest < length)
+        if variable:
+            used_NxL = np.arange(length) < lengths_N[:, None]
+        first = codes_NxL[0, 0]  # is used: each docid has a code
+        low = codes_NxL.min(where=used_NxL, initial=first)
+        high = codes_NxL.max(where=used_NxL, initial=first)
         if low < 0 or high >= num_codes:
             raise ValueError(f"codes range from {low} to {high}, expected 0 to {num_codes - 1}")
         vocab_size = num_codes + FIRST_CODE
-        variable = lengths_N is not None and lengths_N.min() < length
         tokens = np.zeros((num_documents, length + variable), token_dtype(vocab_size))
-        tokens[:, :length] = codes_NxL  # fits: codes are smaller than tokens
+        tokens[:, :length] = codes_NxL  # fits where it is used: codes are smaller than tokens
         tokens[:, :length] += FIRST_CODE
         if variable:
-            tokens[np.arange(length + 1) >= lengths_N[:, None]] = PAD_TOKEN
+            tokens[:, :length] *= used_NxL  # pads
             tokens[np.arange(num_documents), lengths_N] = END_TOKEN
         return cls(
             tokens=tokens,
@@ -162,7 +176,7 @@ class DocidTable:
             kind=kind,
             parameters=parameters,
             corpus_hash=corpus_hash,
-            variable_length=bool(variable),
+            variable_length=variable,
             tie_seed=tie_seed,
         )
 
@@ -407,6 +421,14 @@ class DocidTable:
         identity = json.dumps(self._identity(), sort_keys=True, separators=(",", ":"))
         parts = (identity, tokens.hexdigest(), lengths.hexdigest(), strings.hexdigest())
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _check_shape(what: str, array_NxL: np.ndarray) -> None:
+    if array_NxL.ndim != 2 or 0 in array_NxL.shape:
+        raise ValueError(
+            f"{what} have the shape {array_NxL.shape}, expected [documents, length] with at least "
+            "one of each"
+        )
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
