@@ -223,13 +223,38 @@ def test_report_tells_collisions_and_recall():
     oracle = oracle_recall(table, embeddings)
     text = report(table, oracle)
     collided = table.parameters["collided"]
-    assert f"collisions: {collided} documents had the codes of another; rule: extra_level" in text
+    line = (
+        f"collisions: {collided} documents beyond the first with the same codes; rule: extra_level"
+    )
+    assert line in text
     assert f"oracle recall@10 of 200 documents: {oracle.by_prefix:.3f} by prefix" in text
     assert "chance 0.0503" in text
     level = next(line for line in text.splitlines() if line.startswith("    1  "))
     assert level.split()[-1] == f"{oracle.by_depth[0]:.3f}"
     assert "recall" not in report(table)
     assert health(table)[0].perplexity == pytest.approx(2 ** health(table)[0].entropy)
+
+
+@given(
+    docids=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4).map(tuple), min_size=1),
+    spare=st.integers(0, 2),
+)
+def test_health_counts_prefixes(docids, spare):
+    """Against sets of them; some levels may be reached by no docid."""
+    lengths = np.array([len(docid) for docid in docids])
+    codes = [[*docid, 0, 0, 0, 0, 0][: lengths.max() + spare] for docid in docids]
+    table = table_of(codes, lengths, num_codes=3)
+    ended = [(*docid, "end") if table.variable_length else docid for docid in docids]
+    levels = health(table)
+    assert len(levels) == table.length
+    for depth, level in enumerate(levels, start=1):
+        reach = [docid for docid in ended if len(docid) >= depth]
+        nodes, parents = ({docid[:n] for docid in reach} for n in (depth, depth - 1))
+        assert level.documents == len(reach)
+        assert level.tokens == len({docid[depth - 1] for docid in reach})
+        assert level.nodes == len(nodes)
+        assert level.branching == (len(nodes) / len(parents) if reach else 0.0)
+        assert level.entropy >= 0
 
 
 @pytest.mark.parametrize("kind", [Atomic(), NaiveString(), ResidualQuantized(embedder=None)])

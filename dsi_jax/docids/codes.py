@@ -125,7 +125,7 @@ class CodedKind(abc.ABC):
         """The table of documents with these codes, by the rules of `vocabulary` and `collisions`.
 
         Its parameters are the kind's, what the quantizer says of itself, the seed, and `collided`:
-        how many documents had the codes of another one.
+        how many there are beyond the first of each group of documents with the same codes.
         """
         codes_NxL = np.asarray(quantized.codes, np.int32)
         ordered_N = np.sort(_packed(codes_NxL))  # many times faster than `np.unique`

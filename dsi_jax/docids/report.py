@@ -20,7 +20,7 @@ class LevelHealth:
       perplexity: 2 ** entropy: as many tokens, used alike, would say as much.
       nodes: distinct prefixes that end here, which is the trie's nodes of this level.
       branching: nodes for each node of the level before that has a child; 1 means that the level
-        decides nothing.
+        decides nothing, 0 that no docid reaches it.
     """
 
     documents: int
@@ -54,7 +54,7 @@ def health(table: DocidTable) -> tuple[LevelHealth, ...]:
                 tokens=len(counts),
                 entropy=float((shares * np.log2(1 / shares)).sum()),
                 nodes=nodes,
-                branching=nodes / parents,
+                branching=nodes / parents if parents else 0.0,
             )
         )
     return tuple(levels)
@@ -77,8 +77,8 @@ def report(table: DocidTable, oracle: OracleRecall | None = None) -> str:
     if "collided" in table.parameters:
         rule = table.parameters.get("collisions", "suffix")
         lines.append(
-            f"collisions: {table.parameters['collided']:,} documents had the codes of another; "
-            f"rule: {rule}"
+            f"collisions: {table.parameters['collided']:,} documents beyond the first with the "
+            f"same codes; rule: {rule}"
         )
     header = "level  documents      tokens  entropy (bits)  perplexity       nodes  branching"
     lines.append(header if oracle is None else f"{header}  recall")
@@ -112,4 +112,5 @@ def _abridged(parameters: dict[str, Any]) -> dict[str, Any]:
 
 def _count_groups(starts_N: np.ndarray, member_N: np.ndarray) -> int:
     """How many of the groups that begin at `starts` have a member."""
-    return len(np.unique(np.cumsum(starts_N)[member_N]))
+    groups = np.cumsum(starts_N)[member_N]  # ascending
+    return int((np.diff(groups, prepend=0) > 0).sum())  # the first group is 1
