@@ -5,6 +5,7 @@
 All split each node into 10 until it holds 100 documents. Before anything is timed, the leaf error
 of our trees (mean squared distance of a document to the mean of its leaf, mean of a few seeds) must
 be close to the best contender's, or the program stops: a faster tree of worse leaves is no gain.
+NCI's recipe takes minutes: its one tree is told, not compared, as errors of single trees scatter.
 Times are the processor's, of all threads: bind the process to one core.
 """
 
@@ -54,16 +55,15 @@ def measure(points: np.ndarray, options: argparse.Namespace) -> dict[str, Any]:
         contenders["sklearn"] = sklearn_leaves
     if len(points) <= options.nci_up_to:
         contenders["nci"] = nci_leaves
-    # The restarts of NCI's recipe leave little to luck, and take minutes.
     trees = {name: 1 if name == "nci" else options.trees for name in contenders}
     errors = {
-        name: float(
-            np.mean([leaf_error(points, leaves(points, seed)) for seed in range(trees[name])])
-        )
+        name: [leaf_error(points, leaves(points, seed)) for seed in range(trees[name])]
         for name, leaves in contenders.items()
     }
-    if errors["ours"] > (1 + LARGEST_EXCESS) * min(errors.values()):
-        raise SystemExit(f"our leaves are worse than others': {errors}")
+    means = {name: float(np.mean(found)) for name, found in errors.items()}
+    best = min(mean for name, mean in means.items() if trees[name] == options.trees)
+    if means["ours"] > (1 + LARGEST_EXCESS) * best:
+        raise SystemExit(f"our leaves are worse than others': {means}")
     calls = {name: functools.partial(leaves, points, 0) for name, leaves in contenders.items()}
     # A hundred times slower: three rounds by itself.
     slow = {name: calls.pop(name) for name in ("nci",) if name in calls}
@@ -73,7 +73,8 @@ def measure(points: np.ndarray, options: argparse.Namespace) -> dict[str, Any]:
     if slow:
         timings |= measure_calls(slow, rounds=timing.FEWEST_ROUNDS)
     figures = timing.line(timings, lambda: _ratios(timings))
-    about = {f"{name}_leaf_error": error for name, error in errors.items()}
+    about = {f"{name}_leaf_error": mean for name, mean in means.items()}
+    about |= {"ours_leaf_error_deviation": float(np.std(errors["ours"]))}
     return {"trees": options.trees} | about | figures
 
 
@@ -149,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--documents", nargs="+", type=int, default=[10_000, 100_000])
     add("--dimensions", type=int, default=256)
     add("--rounds", type=int, default=7)
-    add("--trees", type=int, default=3, help="seeds whose leaf errors are averaged")
+    add("--trees", type=int, default=8, help="seeds whose leaf errors are averaged")
     add("--sklearn_up_to", type=int, default=100_000, help="scikit-learn's, for so many documents")
     add("--nci_up_to", type=int, default=10_000, help="NCI's recipe is run for so many documents")
     add("--cores", metavar="0-3,8", help="binds the process")
