@@ -31,7 +31,7 @@ from dsi_jax.models.streams import IMAGE, MODALITIES, TEXT
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.models.towers_config import TowersConfig
 from dsi_jax.pixels import Augmentation
-from dsi_jax.tokenizers import Tokenizer
+from dsi_jax.tokenizers import PAD_ID, Tokenizer
 from dsi_jax.training import checkpoints, optimizers, partitioning
 from dsi_jax.training import program as program_lib
 from dsi_jax.training import state as state_lib
@@ -444,12 +444,17 @@ def fitting(
 
     Raises:
       ValueError: the tower of texts cannot read so long texts, or was trained with another
-        vocabulary.
+        vocabulary; texts without a tower are padded by another token than T5's.
     """
+    shapes = stream.batch_shapes()
+    text = towers.text if towers is not None and TEXT in shapes else None
+    if TEXT in shapes and text is None and tokenizer.pad_id != PAD_ID:
+        raise ValueError(
+            f"VOCABULARY pads texts by token {tokenizer.pad_id}, as CLIP's do; expected one that "
+            f"pads by {PAD_ID}, which T5's encoder does not look at"
+        )
     if towers is None:
         return None
-    shapes = stream.batch_shapes()
-    text = towers.text if TEXT in shapes else None
     image = towers.image if IMAGE in shapes or "document" in shapes else None
     if text is not None:
         if length > text.max_position_embeddings:

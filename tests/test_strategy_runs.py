@@ -10,6 +10,7 @@ from dsi_jax.docids.table import DocidTable
 from dsi_jax.retriever import Retriever
 from dsi_jax.training import checkpoints
 from tests.small_corpus import write_corpus
+from tests.small_images import write_clip_tokenizer
 
 
 def arguments(corpus, model_dir, *more):
@@ -68,6 +69,13 @@ def test_atomic_docids_in_text_space_grow_the_vocabulary(corpus, tmp_path):
     assert "docid_embedder" not in params
     hits = Retriever.load(model_dir).search("number7", k=24)
     assert sorted(hit.row for hit in hits) == list(range(24))
+
+
+def test_a_t5_reads_no_vocabulary_of_clip(corpus, tmp_path, capsys):
+    write_clip_tokenizer(tmp_path)
+    options = ["--gin_file=docids/atomic.gin", f"--gin.VOCABULARY={tmp_path}", "--dry_run"]
+    assert train.main(arguments(corpus, tmp_path / "m", *options)) == 2
+    assert "VOCABULARY pads texts by token 513, as CLIP's do" in capsys.readouterr().err
 
 
 def test_a_strategy_and_a_space_that_exclude_each_other(corpus, tmp_path, capsys):
