@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -137,6 +138,21 @@ def test_features_are_those_of_clip_whatever_the_batches(clip, scenes):
         np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
     assert ClipEmbedder(str(directory)).describe() == {"name": "clip", "model": directory.name}
+
+
+def test_a_clip_is_read_and_compiled_once(clip, scenes, tmp_path):
+    copy = shutil.copytree(clip[0], tmp_path / "copy")
+    embedder = ClipEmbedder(str(copy), batch_size=16)
+    vectors = embedder.embed_images(scenes)
+    shutil.rmtree(copy)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+    np.testing.assert_array_equal(embedder.embed_images(scenes), vectors)
+    assert not compiled
+    jax.jit(lambda x: x + 1)(np.zeros(7))
+    assert compiled
 
 
 def test_features_equal_torch(clip, scenes):

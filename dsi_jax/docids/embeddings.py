@@ -1,6 +1,7 @@
 """Document embeddings for the docid kinds that cluster documents."""
 
 import dataclasses
+import functools
 import inspect
 import json
 from collections.abc import Callable, Sequence
@@ -115,6 +116,9 @@ class TfidfSvd:
 class EncoderMeanPool:
     """The mean of a pretrained encoder's last hidden states over a text's tokens.
 
+    The files are read, and a program compiled for each width of a batch, once an embedder. Between
+    calls the weights are in the host's memory alone: whatever comes next has the device for itself.
+
     Attributes:
       directory: a model as Hugging Face saves it. T5 (v1.0 or v1.1) or mT5: config.json,
         safetensors and spiece.model or tokenizer.json. BERT-like (albert, bert, big_bird,
@@ -143,19 +147,14 @@ class EncoderMeanPool:
         del seed
         if not texts:
             raise ValueError("no texts to embed")
-        encoder = _load_encoder(Path(self.directory))
+        encoder = self._encoder
         if self.max_length > encoder.max_length:
             raise ValueError(
                 f"max_length is {self.max_length}, the encoder in {self.directory} reads at most "
                 f"{encoder.max_length} tokens"
             )
 
-        @jax.jit
-        def mean_states(params: Any, tokens_BxS: jax.Array, mask_BxS: jax.Array) -> jax.Array:
-            states_BxSxD = encoder.states(params, tokens_BxS, mask_BxS).astype(jnp.float32)
-            weights_BxS = mask_BxS / jnp.maximum(mask_BxS.sum(axis=1, keepdims=True), 1)
-            return jnp.einsum("bsd,bs->bd", states_BxSxD, weights_BxS)
-
+        params = jax.device_put(encoder.params)
         # Texts of similar length share a batch, which is then padded to little more than theirs.
         order = np.argsort([len(text) for text in texts], kind="stable")
         batches = np.split(order, range(self.batch_size, len(order), self.batch_size))
@@ -164,9 +163,13 @@ class EncoderMeanPool:
             batch = [self.prefix + texts[row] for row in rows]
             batch += [""] * (self.batch_size - len(batch))
             tokens_BxS, mask_BxS = _trim(*encoder.tokenize(batch, self.max_length))
-            means.append(np.asarray(mean_states(encoder.params, tokens_BxS, mask_BxS))[: len(rows)])
+            means.append(np.asarray(encoder.means(params, tokens_BxS, mask_BxS))[: len(rows)])
         vectors_NxD = np.concatenate(means)
         return vectors_NxD[np.argsort(order)]
+
+    @functools.cached_property
+    def _encoder(self) -> "_Encoder":
+        return _load_encoder(Path(self.directory))
 
     def describe(self) -> dict[str, Any]:
         """See `Embedder`; the model goes by the name of its directory."""
@@ -183,15 +186,28 @@ class _Encoder(NamedTuple):
 
     Attributes:
       tokenize: (texts, length) -> tokens and mask, both int32 [B, length].
-      states: (params, tokens, mask) -> the last hidden states [B, S, D].
-      params: the parameters, float32.
+      means: (params, tokens, mask) -> the means of the last hidden states, float32 [B, D], under
+        `jax.jit`.
+      params: the parameters, float32 NumPy arrays.
       max_length: the longest S.
     """
 
     tokenize: Callable[[Sequence[str], int], tuple[np.ndarray, np.ndarray]]
-    states: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    means: Callable[[Any, np.ndarray, np.ndarray], jax.Array]
     params: Any
     max_length: float
+
+
+def _means(states: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`_Encoder.means` of (params, tokens, mask) -> the last hidden states [B, S, D]."""
+
+    @jax.jit
+    def means(params: Any, tokens_BxS: jax.Array, mask_BxS: jax.Array) -> jax.Array:
+        states_BxSxD = states(params, tokens_BxS, mask_BxS).astype(jnp.float32)
+        weights_BxS = mask_BxS / jnp.maximum(mask_BxS.sum(axis=1, keepdims=True), 1)
+        return jnp.einsum("bsd,bs->bd", states_BxSxD, weights_BxS)
+
+    return means
 
 
 def _load_encoder(directory: Path) -> _Encoder:
@@ -223,7 +239,7 @@ def _load_t5(directory: Path) -> _Encoder:
 
     tokenize, num_ids = _load_tokenizer(directory)
     _check_vocabulary(directory, num_ids, config.vocab_size)
-    return _Encoder(tokenize, states, params, max_length=float("inf"))
+    return _Encoder(tokenize, _means(states), params, max_length=float("inf"))
 
 
 def _load_bert_like(directory: Path) -> _Encoder:
@@ -244,7 +260,8 @@ def _load_bert_like(directory: Path) -> _Encoder:
     if lost:
         raise ValueError(f"{path} lacks {sorted(lost)}")
     used |= {name: found[name].astype(jnp.float32) for name in used.keys() & found.keys()}
-    params = unflatten_dict(used)
+    params = jax.device_get(unflatten_dict(used))
+    model.params = params  # else it would keep random ones on the device
     takes_types = "token_type_ids" in inspect.signature(model.__call__).parameters
 
     def states(params: Any, tokens_BxS: jax.Array, mask_BxS: jax.Array) -> jax.Array:
@@ -256,7 +273,7 @@ def _load_bert_like(directory: Path) -> _Encoder:
     max_length = model.config.max_position_embeddings
     if "roberta" in model.config.model_type:  # its positions start after the padding id
         max_length -= model.config.pad_token_id + 1
-    return _Encoder(tokenize, states, params, max_length)
+    return _Encoder(tokenize, _means(states), params, max_length)
 
 
 def _load_tokenizer(directory: Path) -> tuple[Callable[..., tuple[np.ndarray, np.ndarray]], int]:

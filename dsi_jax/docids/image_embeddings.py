@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +92,9 @@ class PixelPca:
 class ClipEmbedder:
     """The image features of a pretrained CLIP (Radford et al. 2021), of length 1.
 
+    The files are read, and the program is compiled, once an embedder. Between calls the weights are
+    in the host's memory alone.
+
     Attributes:
       directory: a CLIP, or its vision half, as Hugging Face saves it, or a hub id; see
         `dsi_jax.convert.clip`. A model without projections gives the class token's state.
@@ -117,24 +120,42 @@ class ClipEmbedder:
           FileNotFoundError, ImageError: as `load_clip` and `images.decode`.
           ValueError: as `load_clip`, or there is no image.
         """
+        del seed
+        clip = self._clip
+        read = PixelReader(clip.config.vision.image_size, cache_bytes=0)
+        embed = functools.partial(clip.features, jax.device_put(clip.params))
+        return embed_batches(embed, read, images, self.batch_size)
+
+    @functools.cached_property
+    def _clip(self) -> "_LoadedClip":
         # Transformers' CLIP takes seconds to import: only who embeds with it pays for it.
         from dsi_jax.convert.clip import load_clip, load_clip_config
 
-        del seed
         config, params = load_clip(self.directory, load_clip_config(self.directory, text=False))
-        params = jax.device_put(params)
 
         @jax.jit
         def features(params: Any, read: Mapping[str, jax.Array]) -> jax.Array:
             return _features(config, params, read["pixels"])
 
-        read = PixelReader(config.vision.image_size, cache_bytes=0)
-        embed = functools.partial(features, params)
-        return embed_batches(embed, read, images, self.batch_size)
+        return _LoadedClip(config, params, features)
 
     def describe(self) -> dict[str, Any]:
         """See `ImageEmbedder`; the model goes by the name of its directory or its hub id."""
         return {"name": "clip", "model": Path(self.directory).resolve().name}
+
+
+class _LoadedClip(NamedTuple):
+    """A CLIP, or its vision half.
+
+    Attributes:
+      config: its architecture.
+      params: the parameters, float32 NumPy arrays.
+      features: (params, what is read of B images) -> float32 [B, E], under `jax.jit`.
+    """
+
+    config: ClipConfig
+    params: Any
+    features: Callable[[Any, Mapping[str, jax.Array]], jax.Array]
 
 
 def _features(config: ClipConfig, params: Any, pixels_BxYxXx3: jax.Array) -> jax.Array:
