@@ -205,6 +205,23 @@ def test_scale_and_place_of_embeddings_do_not_matter(kind):
     assert (moved**2).sum(axis=1).mean() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("kind", [RQVAE, IRGen])
+def test_features_of_all_documents_are_made_in_blocks(kind, monkeypatch):
+    """Else the hidden layer of all of them would be held at once."""
+    whole = kind(**SMALL).quantize(topics(count=100)[0], 0).points
+    lengths = set()
+
+    class Recording(kind):
+        def features(self, params, points_BxD):
+            lengths.add(len(points_BxD))
+            return super().features(params, points_BxD)
+
+    monkeypatch.setattr(learned, "_ROWS", 40)
+    found = Recording(**SMALL).quantize(topics(count=100)[0], 0).points
+    assert lengths == {20, 32, 40}  # the last block, a batch of training, the other blocks
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+
+
 def test_few_documents_and_equal_ones():
     for kind in (RQVAE(**SMALL), IRGen(**SMALL)):
         for embeddings in (normal(1, 3), normal(3, 3), np.ones((40, 3), np.float32)):
@@ -258,6 +275,17 @@ def test_labels_are_checked():
         build(kind, points)
     with pytest.raises(ValueError, match=r"each of the 20 documents, found the shape \(19,\)"):
         build(kind, points, classes=np.zeros(19, int))
+
+
+def test_irgen_refuses_more_documents_than_it_can_compare(monkeypatch):
+    monkeypatch.setattr(learned, "MOST_BY_NEIGHBOURS", 19)
+    monkeypatch.setattr(learned, "nearest_rows", None)  # refused before they are sought
+    points, group = topics(count=20)
+    with pytest.raises(
+        ValueError, match=r"at most 19 documents, found 20.*'classes', or the kind rqvae or rq"
+    ):
+        build(IRGen(**SMALL), points)
+    build(IRGen(**SMALL, supervision="classes"), points, classes=group).validate()
 
 
 def test_divergence_is_named():

@@ -7,6 +7,7 @@ k-means. What they learn is where to go from there.
 import abc
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -22,6 +23,12 @@ from dsi_jax.docids.neighbours import nearest_rows
 from dsi_jax.docids.residual_vq import Codebooks, Rounded
 
 SUPERVISIONS = ("neighbours", "classes")
+
+# More documents are refused: each is compared with each, which takes hours for so many, and each
+# has a row in two classifiers: with Adam's moments and 768 dimensions 9 GB on the device.
+MOST_BY_NEIGHBOURS = 500_000
+
+_ROWS = 1 << 16  # documents that are mapped at a time: their hidden layers are large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +132,7 @@ class LearnedKind(CodedKind):
         params = self.params(points, targets_NxP, params_key)
         features = jax.jit(self.features)
         books = residual_vq.fit_codebooks(
-            np.asarray(features(params, points)),
+            _by_blocks(functools.partial(features, params), points),
             self.levels,
             self.codes,
             batch_size=batch_size,
@@ -140,7 +147,7 @@ class LearnedKind(CodedKind):
             rows_TxB = rows_TxB.reshape(steps, batch_size)
             drawn_TxB = rng.integers(targets_NxP.shape[1], size=rows_TxB.shape)
             state = epoch(state, points, rows_TxB, targets_NxP[rows_TxB, drawn_TxB])
-        found = np.asarray(features(state.params, points))
+        found = _by_blocks(functools.partial(features, state.params), points)
         if not np.isfinite(found).all():
             raise ValueError(
                 f"{self.kind} docids: training diverged; a learning_rate below "
@@ -188,6 +195,14 @@ def _epoch(
         return _State(params, optimizer_state, books, key, state.restarted + restarted), None
 
     return jax.lax.scan(step, state, (rows_TxB, targets_TxB))[0]
+
+
+def _by_blocks(function: Callable[[jax.Array], jax.Array], points_NxD: jax.Array) -> np.ndarray:
+    """What a function makes of each point, float32 [N, D]."""
+    found_NxD = np.empty(points_NxD.shape, np.float32)
+    for start in range(0, len(points_NxD), _ROWS):
+        found_NxD[start : start + _ROWS] = function(points_NxD[start : start + _ROWS])
+    return found_NxD
 
 
 class _NearIdentity(nn.Module):
@@ -254,7 +269,8 @@ class IRGen(LearnedKind):
     What the classes are depends on `supervision`:
       "classes": each document's class is given to `build` as `classes`, as in IRGen.
       "neighbours": every document is a class, and a document belongs, each step anew, to one drawn
-        from itself and its nearest neighbours by embedding. Codes then say who is near whom.
+        from itself and its nearest neighbours by embedding. Codes then say who is near whom. For at
+        most `MOST_BY_NEIGHBOURS` documents.
 
     The softmax is over the classes that the batch's documents belong to: with many classes a
     sample, with few nearly always all of them.
@@ -295,10 +311,17 @@ class IRGen(LearnedKind):
           classes: integers [N], the documents' classes, where `supervision` is "classes".
 
         Raises:
-          ValueError: if the classes are missing, or not one for each document.
+          ValueError: if the classes are missing, or not one for each document; or there are more
+            documents than are supervised by neighbours.
         """
         count = len(embeddings_NxD)
         if self.supervision == "neighbours":
+            if count > MOST_BY_NEIGHBOURS:
+                raise ValueError(
+                    f"irgen docids by neighbours are for at most {MOST_BY_NEIGHBOURS:,} documents, "
+                    f"found {count:,}: all pairs are compared, and each document has a row in two "
+                    "classifiers; take supervision = 'classes', or the kind rqvae or rq"
+                )
             near_NxP = nearest_rows(
                 embeddings_NxD, np.arange(count), min(self.neighbours, count - 1)
             )
@@ -316,7 +339,7 @@ class IRGen(LearnedKind):
     def params(self, points_NxD: jax.Array, targets_NxP: np.ndarray, key: jax.Array) -> Any:
         """See `LearnedKind`: a feature map and two classifiers."""
         net = {"map": _NearIdentity(self.hidden).init(key, points_NxD[:1])}
-        features_NxD = np.asarray(_unit(points_NxD))
+        features_NxD = _by_blocks(_unit, points_NxD)
         sums_CxD = np.zeros((targets_NxP.max() + 1, points_NxD.shape[1]), np.float32)
         for targets_N in targets_NxP.T:
             np.add.at(sums_CxD, targets_N, features_NxD)
@@ -370,5 +393,7 @@ def _unit(x: jax.Array) -> jax.Array:
 def _centred(embeddings_NxD: np.ndarray) -> np.ndarray:
     """Mean 0, mean squared length 1; equal vectors become zeros."""
     centred_NxD = embeddings_NxD - embeddings_NxD.mean(axis=0)
-    scale = np.sqrt((centred_NxD**2).sum(axis=1).mean())
-    return centred_NxD / scale if scale > 0 else centred_NxD
+    scale = np.sqrt(np.einsum("nd,nd->n", centred_NxD, centred_NxD).mean())
+    if scale > 0:
+        centred_NxD /= scale
+    return centred_NxD
