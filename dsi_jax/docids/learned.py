@@ -24,8 +24,8 @@ from dsi_jax.docids.residual_vq import Codebooks, Rounded
 
 SUPERVISIONS = ("neighbours", "classes")
 
-# More documents are refused: each is compared with each, which takes hours for so many, and each
-# has a row in two classifiers: with Adam's moments and 768 dimensions 9 GB on the device.
+# More documents are refused: each is compared with each, for so many of 768 dimensions two hours
+# of a core, and has a row in two classifiers, 9 GB on the device with Adam's moments.
 MOST_BY_NEIGHBOURS = 500_000
 
 _ROWS = 1 << 16  # documents that are mapped at a time: their hidden layers are large
