@@ -237,9 +237,11 @@ def test_bad_choices(options, message):
         trie_lib.build_trie(make_table([[2, 3], [3, 2], [3, 3]], 4), **options)
 
 
-def test_no_rows_are_an_empty_trie():
-    trie = trie_lib.build_trie(make_table([[2, 3], [3, 2]], 4), rows=np.array([]))
-    assert looked_up(trie, np.array([[2, 3], [3, 2]])).tolist() == [-1, -1]
+@pytest.mark.parametrize("depth", [None, 0, 1, 2])
+def test_no_rows_are_an_empty_trie(depth):
+    table = make_table([[2, 3, 2], [3, 2, 2]], 4)
+    trie = trie_lib.build_trie(table, depth=depth, rows=np.array([]))
+    assert looked_up(trie, table.tokens).tolist() == [-1, -1]
 
 
 def test_buckets_hold_their_size_and_waste_an_eighth():

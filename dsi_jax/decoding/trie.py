@@ -26,6 +26,7 @@ from dsi_jax.docids.table import DocidTable, token_dtype
 _SMALLEST_ARRAY = 256
 _MOST_SHARED = 16  # docids below a node from which on the tree stops and the docids are read
 _MOST_IN_COMPANY = 0.01  # share of docids with a neighbour below their node where a jump pays
+_SEARCH_AMONG = 8  # edges a node from which on their places are searched, not counted
 _SHORTEST_JUMP = 3  # levels; fewer are not worth compiling another pass of the decoder
 
 
@@ -136,8 +137,6 @@ def build_trie(
         _raise_duplicate(table, order, int(repeats[0]))
     num_edges = sum(map(len, edges))
     num_ids = num_edges + len(tokens_UxL)
-    if num_ids >= np.iinfo(np.int32).max:
-        raise ValueError(f"docid trie has {num_ids} edges and docids; expected below 2**31 - 1")
     count = len(order)
     jump = _jump(company, len(edges), tokens_UxL.shape)
     widths = [_width_bucket(width) for width in widths]
@@ -194,7 +193,12 @@ def _levels(
     first = np.zeros(1, np.int64)
     edges, indptr, widths, num_edges = [], [], [], 0
     for level in range(length):
-        most = int(np.diff(first, append=count).max())
+        if num_edges + count >= np.iinfo(np.int32).max:
+            raise ValueError(
+                f"docid trie has {num_edges + count} edges above level {level} and docids; "
+                "expected below 2**31 - 1"
+            )
+        most = int(np.diff(first, append=count).max(initial=0))
         if level == (length - 1 if depth is None else depth):
             break
         if depth is None and most <= _MOST_SHARED:
@@ -202,13 +206,17 @@ def _levels(
         column_U = tokens_UxL[:, level]
         opens_U[1:] |= column_U[1:] != column_U[:-1]
         below = np.flatnonzero(opens_U)
-        edge_of = np.searchsorted(below, first)
+        if len(first) <= max(len(below) // _SEARCH_AMONG, 1):
+            edge_of = np.searchsorted(below, first).astype(np.int32)
+        else:  # as many edges open before it
+            edge_of = np.cumsum(opens_U, dtype=np.int32)[first] - 1
+        widths.append(int(np.diff(edge_of, append=len(below)).max(initial=0)))
         edges.append(column_U[below])
-        indptr.append(num_edges + edge_of)
-        widths.append(int(np.diff(edge_of, append=len(below)).max()))
+        edge_of += num_edges
+        indptr.append(edge_of)
         num_edges += len(below)
         first = below
-    indptr += [num_edges + first, [num_edges + count]]
+    indptr += [(num_edges + first).astype(np.int32), [num_edges + count]]
     company = []
     tied = np.flatnonzero(~opens_U)  # places that are below one node with the place before
     for column_U in tokens_UxL[:, len(edges) :].T:
