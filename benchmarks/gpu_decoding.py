@@ -316,9 +316,9 @@ def least_bytes(
     queries' real tokens, once a query; the keys and values that each beam has written in the steps
     before. Not counted: what is written, the rows of embeddings that are looked up, activations,
     logits, the trie, the lookup of a beam's earlier keys by its lineage, padding, and the masked
-    positions of the cache. So no
-    program that keeps its parameters in memory can read less; what stays in a cache on the chip
-    from one step to the next is read faster than memory, and may beat the floor.
+    positions of the cache. So no program that keeps its parameters in memory can read less; what
+    stays in a cache on the chip from one step to the next is read faster than memory, and may beat
+    the floor.
 
     Args:
       model: the model.

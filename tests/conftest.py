@@ -40,6 +40,22 @@ def no_programs_kept():
 
 
 @pytest.fixture
+def compiled():
+    """Grows by an entry with each program that is compiled during the test; clear it at will."""
+    import jax
+
+    events = []
+
+    def listen(event, *_, **__):
+        if "backend_compile" in event:
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
 def own_registries(monkeypatch):
     """The test registers tasks and corpora into copies, which vanish after it."""
     import seqio
