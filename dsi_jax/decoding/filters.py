@@ -7,7 +7,7 @@ import numpy as np
 from dsi_jax.decoding.trie import Trie
 
 _WORD = 32
-_FEW_RANGES = 0.1  # share of the ranges with several flags up to which these are looked at alone
+_BLOCK = 1 << 16  # lookups whose indices stay in the cache
 
 
 @flax.struct.dataclass
@@ -63,16 +63,20 @@ def alive_bits(trie: Trie, allowed_N: np.ndarray) -> np.ndarray:
             f"the list of allowed documents has the shape {allowed_N.shape} and type "
             f"{allowed_N.dtype}; expected a bool for each of the {num_rows} documents"
         )
-    alive = allowed_N[trie.rows[:num_documents]]
-    if trie.runs is not None:
-        num_docids = int(np.searchsorted(trie.runs, num_documents))
-        alive = _any_of(alive, trie.runs[: num_docids + 1])
+    # How many allowed documents lie before each place of a level, and before its end: what has some
+    # below it has a count that the next place does not have. The place of a node is its edge's.
+    before = np.zeros(num_documents + 1, np.int32)
+    before[1:] = _take(allowed_N, trie.rows[:num_documents], 0, np.empty(num_documents, bool))
+    np.cumsum(before, out=before)
+    spare = np.empty_like(before)
+    levels = [(trie.indptr[start : stop + 1], start - 1) for start, stop in _node_levels(trie)[1:]]
+    runs = None if trie.runs is None else trie.runs[: _num_docids(trie) + 1]
+    levels.append((runs, int(trie.first_leaf)))
     flags = np.zeros(trie.num_words * _WORD, bool)
-    flags[trie.first_leaf :][: len(alive)] = alive
-    # From the last level of edges up: an edge is alive if an id below it is. The root is no edge.
-    for start, stop in reversed(_node_levels(trie)[1:]):
-        alive = _any_of(alive, trie.indptr[start : stop + 1] - trie.indptr[start])
-        flags[start - 1 : stop - 1] = alive
+    for ends, first in reversed(levels):
+        if ends is not None and len(ends) != len(before):  # else one each, and the counts the same
+            before, spare = _take(before, ends, ends[0], spare[: len(ends)]), before
+        np.not_equal(before[1:], before[:-1], out=flags[first:][: len(before) - 1])
     return np.packbits(flags, bitorder="little").view("<u4").astype(np.uint32)
 
 
@@ -89,25 +93,21 @@ def _allowed_runs(trie: Trie, allowed_N: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _num_documents(trie: Trie) -> int:
-    return int(np.searchsorted(trie.rows < 0, True))
+    return _num_docids(trie) if trie.runs is None else int(trie.runs[-1])
 
 
-def _any_of(flags: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Whether any of the flags ``ends[i]`` to ``ends[i + 1] - 1`` is set; no range is empty."""
-    if len(ends) == len(flags) + 1:  # one each
-        return flags
-    several = np.flatnonzero(np.diff(ends) > 1)
-    if len(several) < _FEW_RANGES * len(ends):
-        found = flags.take(ends[:-1])
-        # Every other range is one of these, the others lie between them.
-        bounds = np.stack([ends[several], ends[several + 1]], axis=1).reshape(-1)
-        bounds = bounds[: len(bounds) - (bounds[-1] == len(flags))]
-        found[several] = np.logical_or.reduceat(flags, bounds)[::2]
-        return found
-    before = np.zeros(len(flags) + 1, np.int32)
-    np.cumsum(flags, dtype=np.int32, out=before[1:])
-    before = before.take(ends, mode="clip")  # which checks no index, and is faster for it
-    return before[1:] != before[:-1]
+def _num_docids(trie: Trie) -> int:
+    return int(trie.indptr[-1] - trie.first_leaf)
+
+
+def _take(array: np.ndarray, index: np.ndarray, origin: int, out: np.ndarray) -> np.ndarray:
+    """``array[index - origin]`` into `out`, by blocks: `np.take` copies an index of int32 first."""
+    buffer = np.empty(min(_BLOCK, len(index)), np.int64)
+    for start in range(0, len(index), _BLOCK):
+        part = index[start : start + _BLOCK]
+        block = np.subtract(part, origin, out=buffer[: len(part)])
+        np.take(array, block, out=out[start : start + _BLOCK], mode="clip")  # checks no index
+    return out
 
 
 def _node_levels(trie: Trie) -> list[tuple[int, int]]:
