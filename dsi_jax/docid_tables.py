@@ -98,7 +98,8 @@ def build(
       The table, and the embeddings that it was made of, if it was.
 
     Raises:
-      ValueError: the corpus lacks what the kind needs, or the builder does not keep its promises.
+      ValueError: the corpus lacks what the kind needs or has too many documents for it, or the
+        builder does not keep its promises.
     """
     given = {
         "embeddings": lambda: embed_documents(builder.embedder, corpus, seed),
@@ -112,6 +113,8 @@ def build(
         raise ValueError(
             f"{builder.kind} docids need {sorted(unknown)}; a corpus has {sorted(given)}"
         )
+    if hasattr(builder, "check_count"):
+        builder.check_count(len(corpus))
     needed = {name: given[name]() for name in builder.needs}
     table = builder.build(corpus.keys, corpus.hash, seed=seed, **needed)
     _check_built(table, builder, corpus)

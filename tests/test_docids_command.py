@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from dsi_jax import build_docids
+from dsi_jax import build_docids, docid_tables
 from dsi_jax.data import corpora
-from dsi_jax.docids import plots
+from dsi_jax.docids import learned, plots
 from dsi_jax.docids.table import DocidTable
 from tests.small_corpus import write_corpus
 from tests.test_train_command import arguments
@@ -71,3 +71,24 @@ def test_classes_come_from_the_corpus(corpus, tmp_path, capsys):
     corpora.register_corpus("with_classes", with_classes)
     assert run("with_classes", tmp_path / "n", *options) == 0
     assert DocidTable.load(tmp_path / "n" / "docids").parameters["supervision"] == "classes"
+
+
+@pytest.mark.parametrize(
+    ("kind", "bindings", "message"),
+    [
+        (
+            "rq",
+            ("codes = 3", "levels = 2", "collisions = 'nearest'"),
+            "2 levels of 3 codes give 9 docids, the corpus has 60 documents",
+        ),
+        ("irgen", (), "irgen docids by neighbours are for at most 50 documents, found 60"),
+    ],
+)
+def test_too_many_documents_are_refused_before_they_are_embedded(
+    kind, bindings, message, corpus, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(learned, "MOST_BY_NEIGHBOURS", 50)
+    monkeypatch.setattr(docid_tables, "embed_documents", None)
+    options = [f"--gin_bindings=quantized.ResidualQuantized.{binding}" for binding in bindings]
+    assert run(corpus, tmp_path / "m", f"--gin_file=docids/{kind}.gin", *options) == 2
+    assert message in capsys.readouterr().err

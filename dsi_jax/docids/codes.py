@@ -95,6 +95,15 @@ class CodedKind(abc.ABC):
     def quantize(self, embeddings_NxD: np.ndarray, seed: int, **needed: Any) -> Quantized:
         """Gives each document its codes; equal arguments give equal codes."""
 
+    def check_count(self, num_documents: int) -> None:
+        """See `dsi_jax.docids.table.DocidBuilder`."""
+        if self.collisions == "nearest" and self.codes**self.levels < num_documents:
+            raise ValueError(
+                f"{self.levels} levels of {self.codes} codes give {self.codes**self.levels} "
+                f"docids, the corpus has {num_documents} documents; collisions = 'extra_level' "
+                "makes room for all"
+            )
+
     def build(
         self,
         keys: Sequence[str],
@@ -107,15 +116,10 @@ class CodedKind(abc.ABC):
 
         Raises:
           ValueError: if the embeddings are missing, not finite, or not one vector a document, or
-            there are fewer codes than documents and the rule is "nearest".
+            there are more documents than `check_count` lets pass.
         """
+        self.check_count(len(keys))
         check_embeddings(self.kind, embeddings, len(keys))
-        if self.collisions == "nearest" and self.codes**self.levels < len(keys):
-            raise ValueError(
-                f"{self.levels} levels of {self.codes} codes give {self.codes**self.levels} "
-                f"docids, the corpus has {len(keys)} documents; collisions = 'extra_level' makes "
-                "room for all"
-            )
         quantized = self.quantize(embeddings, seed, **needed)
         return self.table(quantized, keys, corpus_hash, seed)
 

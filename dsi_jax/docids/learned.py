@@ -300,6 +300,16 @@ class IRGen(LearnedKind):
         """See `dsi_jax.docids.table.DocidBuilder`."""
         return frozenset({"embeddings"} | ({"classes"} if self.supervision == "classes" else set()))
 
+    def check_count(self, num_documents: int) -> None:
+        """See `dsi_jax.docids.table.DocidBuilder`."""
+        super().check_count(num_documents)
+        if self.supervision == "neighbours" and num_documents > MOST_BY_NEIGHBOURS:
+            raise ValueError(
+                f"irgen docids by neighbours are for at most {MOST_BY_NEIGHBOURS:,} documents, "
+                f"found {num_documents:,}: all pairs are compared, and each document has a row in "
+                "two classifiers; take supervision = 'classes', or the kind rqvae or rq"
+            )
+
     def quantize(
         self, embeddings_NxD: np.ndarray, seed: int, classes: np.ndarray | None = None
     ) -> Quantized:
@@ -311,17 +321,10 @@ class IRGen(LearnedKind):
           classes: integers [N], the documents' classes, where `supervision` is "classes".
 
         Raises:
-          ValueError: if the classes are missing, or not one for each document; or there are more
-            documents than are supervised by neighbours.
+          ValueError: if the classes are missing, or not one for each document.
         """
         count = len(embeddings_NxD)
         if self.supervision == "neighbours":
-            if count > MOST_BY_NEIGHBOURS:
-                raise ValueError(
-                    f"irgen docids by neighbours are for at most {MOST_BY_NEIGHBOURS:,} documents, "
-                    f"found {count:,}: all pairs are compared, and each document has a row in two "
-                    "classifiers; take supervision = 'classes', or the kind rqvae or rq"
-                )
             near_NxP = nearest_rows(
                 embeddings_NxD, np.arange(count), min(self.neighbours, count - 1)
             )

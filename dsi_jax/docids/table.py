@@ -36,6 +36,9 @@ class DocidBuilder(Protocol):
       kind: the kind's name, stored in the table.
       needs: what `build` is to be given besides: "embeddings", and, as keyword arguments of these
         names, "titles" and "texts" (N strings each), "tokenizer" and "classes" (N integers).
+
+    A kind that cannot take any number of documents has a method ``check_count(num_documents)``,
+    which raises a ValueError; it is asked before anything that the kind needs is made.
     """
 
     kind: ClassVar[str]

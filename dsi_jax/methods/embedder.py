@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,20 +12,21 @@ import jax
 import numpy as np
 
 from dsi_jax import tokenizers
-from dsi_jax.dense.documents import DocumentInputs
-from dsi_jax.dense.embedding import DocumentEmbedder
 from dsi_jax.docids.image_embeddings import embed_batches
 from dsi_jax.inputs import PixelReader
 from dsi_jax.methods.base import Method
 from dsi_jax.methods.contrastive import Contrastive
 from dsi_jax.methods.dual_encoder import DualEncoder
 from dsi_jax.methods.registry import method_of
-from dsi_jax.training import checkpoints, partitioning
+from dsi_jax.training import checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
 class _Trained:
-    """The newest checkpoint of a training run.
+    """The newest checkpoint of a training run, as it is when first asked for.
+
+    It is read, and a program compiled, once an embedder. Between calls the weights are in the
+    host's memory alone: whatever comes next has the device for itself.
 
     Attributes:
       directory: MODEL_DIR of the run, or one of its checkpoints.
@@ -47,7 +48,7 @@ class _Trained:
 
     def describe(self) -> dict[str, Any]:
         """See `docids.embeddings.Embedder`; the model goes by the names of its directories."""
-        path, metadata = self._open()
+        path, metadata = self._opened
         return {
             "name": self.expected.kind,
             "model": path.parent.name,
@@ -57,7 +58,23 @@ class _Trained:
             "corpus_hash": metadata.get("corpus_hash"),
         }
 
-    def _open(self) -> tuple[Path, Mapping[str, Any]]:
+    def _embed(self, read: Callable[..., Any], documents: Sequence[Any]) -> np.ndarray:
+        """Vectors float32 [N, E] of documents, see `image_embeddings.embed_batches`."""
+        params = jax.device_put(self._params)
+        embed = functools.partial(self._encode, {"params": params})
+        return embed_batches(embed, read, documents, self.batch_size)
+
+    @functools.cached_property
+    def _encode(self) -> Callable[..., jax.Array]:
+        model = self.expected().load_model(self._opened[1]["model"])
+        return jax.jit(functools.partial(model.apply, method="encode_document"))
+
+    @functools.cached_property
+    def _params(self) -> Any:
+        return checkpoints.load_params(self._opened[0], check=False)
+
+    @functools.cached_property
+    def _opened(self) -> tuple[Path, Mapping[str, Any]]:
         """The checkpoint and its metadata."""
         directory = Path(self.directory).expanduser().absolute()
         if not directory.is_dir():
@@ -89,22 +106,16 @@ class TrainedDualEncoder(_Trained):
         del seed
         if not texts:
             raise ValueError("no texts to embed")
-        path, metadata = self._open()
+        _, metadata = self._opened
         lengths = metadata["task_feature_lengths"]
-        inputs = DocumentInputs(
-            texts,
-            tokenizers.from_spec(metadata["tokenizer"]),
-            lengths.get("documents", lengths["inputs"]),
-        )
-        embedder = DocumentEmbedder(
-            self.expected().load_model(metadata["model"]),
-            inputs,
-            mesh=partitioning.one_device_mesh(),
-            batch_size=self.batch_size,
-        )
-        params = jax.device_put(checkpoints.load_params(path, check=False))
-        *_, embeddings_1xNxE = embedder.batches(params)
-        return np.asarray(embeddings_1xNxE)[0, : len(texts)]
+        length = lengths.get("documents", lengths["inputs"])
+        tokenizer = tokenizers.from_spec(metadata["tokenizer"])
+
+        def read(texts: Sequence[str]) -> dict[str, np.ndarray]:
+            tokens_BxS = tokenizer.encode_batch(texts, length)
+            return {"tokens": tokens_BxS, "mask": tokens_BxS != 0}
+
+        return self._embed(read, texts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,12 +136,6 @@ class TrainedTowers(_Trained):
           ValueError: there is no whole checkpoint, it is of another method, or there is no image.
         """
         del seed
-        path, metadata = self._open()
-        model = self.expected().load_model(metadata["model"])
-        params = jax.device_put(checkpoints.load_params(path, check=False))
-
-        embed = jax.jit(functools.partial(model.apply, method="encode_document"))
+        _, metadata = self._opened
         read = PixelReader(metadata["image_size"], metadata.get("image_canvas"), cache_bytes=0)
-        return embed_batches(
-            functools.partial(embed, {"params": params}), read, images, self.batch_size
-        )
+        return self._embed(read, images)
