@@ -114,7 +114,7 @@ def test_stopped_run_resumes_to_the_same_parameters(trained, tmp_path, monkeypat
     jax.tree.map(np.testing.assert_array_equal, whole, stopped)
 
 
-def test_its_embeddings_make_semantic_docids(trained):
+def test_its_embeddings_make_semantic_docids(trained, compiled):
     _, model_dir = trained
     retriever = Retriever.load(model_dir)
     texts = list(retriever.collection.texts)
@@ -127,6 +127,9 @@ def test_its_embeddings_make_semantic_docids(trained):
     expected = encode({"params": retriever.params}, documents)
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
     keys = retriever.collection.table.keys
+    compiled.clear()
+    np.testing.assert_array_equal(embedder.embed(texts[:9]), vectors[:9])
+    assert not compiled
     builder = Semantic(clusters=3, leaf_size=3, embedder=embedder)
     table = builder.build(keys, "hash", embeddings=vectors)
     assert table.parameters["embedder"]["checkpoint"] == "checkpoint_150"

@@ -13,7 +13,7 @@ import numpy as np
 
 from dsi_jax import tokenizers
 from dsi_jax.docids.image_embeddings import embed_batches
-from dsi_jax.inputs import PixelReader
+from dsi_jax.inputs import Inputs, PixelReader
 from dsi_jax.methods.base import Method
 from dsi_jax.methods.contrastive import Contrastive
 from dsi_jax.methods.dual_encoder import DualEncoder
@@ -109,13 +109,8 @@ class TrainedDualEncoder(_Trained):
         _, metadata = self._opened
         lengths = metadata["task_feature_lengths"]
         length = lengths.get("documents", lengths["inputs"])
-        tokenizer = tokenizers.from_spec(metadata["tokenizer"])
-
-        def read(texts: Sequence[str]) -> dict[str, np.ndarray]:
-            tokens_BxS = tokenizer.encode_batch(texts, length)
-            return {"tokens": tokens_BxS, "mask": tokens_BxS != 0}
-
-        return self._embed(read, texts)
+        inputs = Inputs(tokenizers.from_spec(metadata["tokenizer"]), {"inputs": length})
+        return self._embed(inputs.texts, texts)
 
 
 @dataclasses.dataclass(frozen=True)
