@@ -36,11 +36,8 @@ def document_sets(trie: Trie, allowed_AxN: np.ndarray) -> DocumentSets:
     Raises:
       ValueError: there is not a bool for each document.
     """
-    alive = np.stack([alive_bits(trie, allowed_N) for allowed_N in allowed_AxN])
-    if trie.runs is None:
-        return DocumentSets(alive)
-    rows, runs = zip(*(_allowed_runs(trie, allowed_N) for allowed_N in allowed_AxN), strict=True)
-    return DocumentSets(alive, np.stack(rows), np.stack(runs))
+    sets = [_document_set(trie, allowed_N) for allowed_N in allowed_AxN]
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *sets)
 
 
 def alive_bits(trie: Trie, allowed_N: np.ndarray) -> np.ndarray:
@@ -56,18 +53,39 @@ def alive_bits(trie: Trie, allowed_N: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: there is not a bool for each document.
     """
-    num_documents = _num_documents(trie)
+    return _alive(trie, _allowed_before(trie, allowed_N))
+
+
+def _document_set(trie: Trie, allowed_N: np.ndarray) -> DocumentSets:
+    """One of `DocumentSets`, without their axis A."""
+    before = _allowed_before(trie, allowed_N)
+    if trie.runs is None:
+        return DocumentSets(_alive(trie, before))
+    kept = trie.rows[: len(before) - 1][before[1:] != before[:-1]]
+    rows = np.full_like(trie.rows, -1)
+    rows[: len(kept)] = kept
+    runs = before[trie.runs]
+    return DocumentSets(_alive(trie, before), rows, runs)
+
+
+def _allowed_before(trie: Trie, allowed_N: np.ndarray) -> np.ndarray:
+    """How many allowed documents lie before each place of `Trie.rows`, and in all; int32."""
     num_rows = int(trie.rows.max()) + 1
     if allowed_N.ndim != 1 or len(allowed_N) < num_rows or allowed_N.dtype != bool:
         raise ValueError(
             f"the list of allowed documents has the shape {allowed_N.shape} and type "
             f"{allowed_N.dtype}; expected a bool for each of the {num_rows} documents"
         )
-    # How many allowed documents lie before each place of a level, and before its end: what has some
-    # below it has a count that the next place does not have. The place of a node is its edge's.
-    before = np.zeros(num_documents + 1, np.int32)
-    before[1:] = _take(allowed_N, trie.rows[:num_documents], 0, np.empty(num_documents, bool))
-    np.cumsum(before, out=before)
+    count = _num_docids(trie) if trie.runs is None else int(trie.runs[-1])
+    before = np.zeros(count + 1, np.int32)
+    before[1:] = _take(allowed_N, trie.rows[:count], 0, np.empty(count, bool))
+    return np.cumsum(before, out=before)
+
+
+def _alive(trie: Trie, before: np.ndarray) -> np.ndarray:
+    """See `alive_bits`; what `_allowed_before` counted is overwritten."""
+    # From the docids up, the counts before each place of a level: what has allowed documents below
+    # it has a count that the next place does not have. The place of a node is its edge's.
     spare = np.empty_like(before)
     levels = [(trie.indptr[start : stop + 1], start - 1) for start, stop in _node_levels(trie)[1:]]
     runs = None if trie.runs is None else trie.runs[: _num_docids(trie) + 1]
@@ -78,22 +96,6 @@ def alive_bits(trie: Trie, allowed_N: np.ndarray) -> np.ndarray:
             before, spare = _take(before, ends, ends[0], spare[: len(ends)]), before
         np.not_equal(before[1:], before[:-1], out=flags[first:][: len(before) - 1])
     return np.packbits(flags, bitorder="little").view("<u4").astype(np.uint32)
-
-
-def _allowed_runs(trie: Trie, allowed_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`Trie.rows` without the documents that are not allowed, and `Trie.runs` in them."""
-    num_documents = _num_documents(trie)
-    rows_N = trie.rows[:num_documents]
-    kept_N = allowed_N[rows_N]
-    before = np.zeros(num_documents + 1, np.int32)
-    np.cumsum(kept_N, out=before[1:])
-    rows = np.full_like(trie.rows, -1)
-    rows[: before[-1]] = rows_N[kept_N]
-    return rows, before[trie.runs]
-
-
-def _num_documents(trie: Trie) -> int:
-    return _num_docids(trie) if trie.runs is None else int(trie.runs[-1])
 
 
 def _num_docids(trie: Trie) -> int:
