@@ -281,7 +281,8 @@ def test_bad_tables(tokens, message):
 @settings(max_examples=60, deadline=None)
 @given(tables(), depths, st.data())
 def test_alive_bits_are_those_of_prefixes_of_allowed_documents(table, depth, data):
-    trie = build(table, depth)
+    with mock.patch.object(trie_lib, "_CROWD", data.draw(st.integers(1, 9))):
+        trie = build(table, depth)
     count = len(table.tokens)
     allowed = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
     with mock.patch.object(filters, "_BLOCK", data.draw(st.integers(1, 9))):
@@ -297,6 +298,22 @@ def test_alive_bits_are_those_of_prefixes_of_allowed_documents(table, depth, dat
     expected += [docid in set(docids) for docid in everyone]
     assert alive[: len(expected)].tolist() == expected
     assert not alive[len(expected) :].any()
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_nodes_with_any_number_of_allowed_documents_are_alive(extra):
+    """Also with 2**16 of them, which counts of 16 bits take for none."""
+    count = 2**16 + extra
+    tokens = np.stack([np.arange(count + 2) // count, *divmod(np.arange(count + 2), 300)], axis=1)
+    trie = trie_lib.build_trie(make_table(2 + tokens, 302), depth=2)
+    assert int(trie.crowded) == 2
+    alive = np.unpackbits(
+        filters.alive_bits(trie, np.arange(count + 2) < count).view(np.uint8), bitorder="little"
+    )
+    first_leaf = int(trie.first_leaf)
+    assert alive[:2].tolist() == [1, 0]
+    assert alive[2:first_leaf].tolist() == [1] * (first_leaf - 3) + [0]
+    assert alive[first_leaf:].sum() == count
 
 
 def test_lists_of_allowed_documents_are_checked():

@@ -53,23 +53,24 @@ def alive_bits(trie: Trie, allowed_N: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: there is not a bool for each document.
     """
-    return _alive(trie, _allowed_before(trie, allowed_N))
+    return _document_set(trie, allowed_N).alive
 
 
 def _document_set(trie: Trie, allowed_N: np.ndarray) -> DocumentSets:
     """One of `DocumentSets`, without their axis A."""
-    before = _allowed_before(trie, allowed_N)
+    flags = _in_order(trie, allowed_N)
     if trie.runs is None:
-        return DocumentSets(_alive(trie, before))
-    kept = trie.rows[: len(before) - 1][before[1:] != before[:-1]]
+        return DocumentSets(_alive(trie, flags))
     rows = np.full_like(trie.rows, -1)
+    kept = trie.rows[: len(flags)][flags]
     rows[: len(kept)] = kept
-    runs = before[trie.runs]
-    return DocumentSets(_alive(trie, before), rows, runs)
+    runs = _counts_before(flags, np.int32)[trie.runs]
+    ends = runs[: _num_docids(trie) + 1]
+    return DocumentSets(_alive(trie, ends[1:] != ends[:-1]), rows, runs)
 
 
-def _allowed_before(trie: Trie, allowed_N: np.ndarray) -> np.ndarray:
-    """How many allowed documents lie before each place of `Trie.rows`, and in all; int32."""
+def _in_order(trie: Trie, allowed_N: np.ndarray) -> np.ndarray:
+    """Whether the document at each place of `Trie.rows` is allowed, bool; without the padding."""
     num_rows = int(trie.rows.max()) + 1
     if allowed_N.ndim != 1 or len(allowed_N) < num_rows or allowed_N.dtype != bool:
         raise ValueError(
@@ -77,33 +78,48 @@ def _allowed_before(trie: Trie, allowed_N: np.ndarray) -> np.ndarray:
             f"{allowed_N.dtype}; expected a bool for each of the {num_rows} documents"
         )
     count = _num_docids(trie) if trie.runs is None else int(trie.runs[-1])
-    before = np.zeros(count + 1, np.int32)
-    before[1:] = _take(allowed_N, trie.rows[:count], 0, np.empty(count, bool))
-    return np.cumsum(before, out=before)
+    return _take(allowed_N, trie.rows[:count], 0)
 
 
-def _alive(trie: Trie, before: np.ndarray) -> np.ndarray:
-    """See `alive_bits`; what `_allowed_before` counted is overwritten."""
-    # From the docids up, the counts before each place of a level: what has allowed documents below
-    # it has a count that the next place does not have. The place of a node is its edge's.
-    spare = np.empty_like(before)
-    levels = [(trie.indptr[start : stop + 1], start - 1) for start, stop in _node_levels(trie)[1:]]
-    runs = None if trie.runs is None else trie.runs[: _num_docids(trie) + 1]
-    levels.append((runs, int(trie.first_leaf)))
-    flags = np.zeros(trie.num_words * _WORD, bool)
-    for ends, first in reversed(levels):
-        if ends is not None and len(ends) != len(before):  # else one each, and the counts the same
-            before, spare = _take(before, ends, ends[0], spare[: len(ends)]), before
-        np.not_equal(before[1:], before[:-1], out=flags[first:][: len(before) - 1])
-    return np.packbits(flags, bitorder="little").view("<u4").astype(np.uint32)
+def _alive(trie: Trie, docids_U: np.ndarray) -> np.ndarray:
+    """See `alive_bits`; of the docids that have an allowed document."""
+    octets = np.zeros(trie.num_words * _WORD // 8, np.uint8)
+    _mark(octets, int(trie.first_leaf), docids_U)
+    # From the docids up. Counted before each place of a level, what has allowed docids below it has
+    # a count that the next place does not have, also modulo 2**16 if it has fewer docids.
+    alive, counts = docids_U, _counts_before(docids_U, np.uint16)
+    for level, (start, stop) in reversed(list(enumerate(_node_levels(trie)[1:], 1))):
+        ends = trie.indptr[start : stop + 1]
+        if level < trie.crowded:
+            alive = np.logical_or.reduceat(alive, ends[:-1] - ends[0])
+        else:
+            counts = _take(counts, ends, ends[0])
+            alive = counts[1:] != counts[:-1]
+        _mark(octets, start - 1, alive)  # the place of a node is its edge's
+    return octets.view("<u4").astype(np.uint32, copy=False)
+
+
+def _mark(octets: np.ndarray, first: int, flags: np.ndarray) -> None:
+    """Sets the bits of the ids from `first` on whose flags are set."""
+    padded = np.concatenate([np.zeros(first % 8, bool), flags])
+    packed = np.packbits(padded, bitorder="little")
+    octets[first // 8 :][: len(packed)] |= packed
+
+
+def _counts_before(flags: np.ndarray, dtype: type[np.integer]) -> np.ndarray:
+    """How many flags are set before each place, and in all, modulo what the type holds."""
+    counts = np.zeros(len(flags) + 1, dtype)
+    counts[1:] = flags
+    return np.cumsum(counts, dtype=dtype, out=counts)
 
 
 def _num_docids(trie: Trie) -> int:
     return int(trie.indptr[-1] - trie.first_leaf)
 
 
-def _take(array: np.ndarray, index: np.ndarray, origin: int, out: np.ndarray) -> np.ndarray:
-    """``array[index - origin]`` into `out`, by blocks: `np.take` copies an index of int32 first."""
+def _take(array: np.ndarray, index: np.ndarray, origin: int) -> np.ndarray:
+    """``array[index - origin]``, by blocks: `np.take` copies an index of int32 first."""
+    out = np.empty(len(index), array.dtype)
     buffer = np.empty(min(_BLOCK, len(index)), np.int64)
     for start in range(0, len(index), _BLOCK):
         part = index[start : start + _BLOCK]

@@ -27,6 +27,7 @@ _SMALLEST_ARRAY = 256
 _MOST_SHARED = 16  # docids below a node from which on the tree stops and the docids are read
 _MOST_IN_COMPANY = 0.01  # share of docids with a neighbour below their node where a jump pays
 _SEARCH_AMONG = 8  # edges a node from which on their places are searched, not counted
+_CROWD = 1 << 16  # docids below a node that a number of 16 bits does not count
 _SHORTEST_JUMP = 3  # levels; fewer are not worth compiling another pass of the decoder
 
 
@@ -53,6 +54,8 @@ class Trie:
         padded with 0.
       rows: int32 [N], the documents' rows in the order of their docids; padded with -1.
       first_leaf: int32 [], the id of the first docid; docid ``i`` is the document ``rows[i]``.
+      crowded: int32 [], how many levels of nodes down to `depth`, the root's being the first, have
+        one with 2**16 docids or more below it.
       runs: None where each docid is one document. Else int32 [U + 1]: docid ``i`` is the run
         ``rows[runs[i]:runs[i + 1]]``. Padded with N.
       widths: for each level, a number of ids that no range there exceeds.
@@ -67,6 +70,7 @@ class Trie:
     tails: np.ndarray | jax.Array
     rows: np.ndarray | jax.Array
     first_leaf: np.ndarray | jax.Array
+    crowded: np.ndarray | jax.Array
     runs: np.ndarray | jax.Array | None
     widths: tuple[int, ...] = flax.struct.field(pytree_node=False)
     depth: int = flax.struct.field(pytree_node=False)
@@ -132,14 +136,15 @@ def build_trie(
             f"like has docids of {like.length} tokens; expected the table's {tokens_UxL.shape[1]}"
         )
     depth = like.depth if like is not None and depth is None else depth
-    edges, indptr, widths, company, repeats = _levels(tokens_UxL, depth)
-    if len(repeats):
-        _raise_duplicate(table, order, int(repeats[0]))
+    levels = _levels(tokens_UxL, depth)
+    if len(levels.repeats):
+        _raise_duplicate(table, order, int(levels.repeats[0]))
+    edges = levels.edges
     num_edges = sum(map(len, edges))
     num_ids = num_edges + len(tokens_UxL)
     count = len(order)
-    jump = _jump(company, len(edges), tokens_UxL.shape)
-    widths = [_width_bucket(width) for width in widths]
+    jump = _jump(levels.company, len(edges), tokens_UxL.shape)
+    widths = [_width_bucket(width) for width in levels.widths]
     if like is not None:
         widths = [_kept(width, old) for width, old in zip(widths, like.widths, strict=True)]
         jump = like.jump if like.depth == len(edges) else jump
@@ -149,10 +154,11 @@ def build_trie(
     dtype = token_dtype(table.vocab_size)
     return Trie(
         tokens=_padded(edges, dtype, 0, like and like.tokens, room[0]),
-        indptr=_padded(indptr, np.int32, num_ids, like and like.indptr),
+        indptr=_padded(levels.indptr, np.int32, num_ids, like and like.indptr),
         tails=_tails(tokens_UxL[:, len(edges) :], dtype, like and like.tails, room[1]),
         rows=_padded([order], np.int32, -1, like and like.rows),
         first_leaf=np.asarray(num_edges, np.int32),
+        crowded=np.asarray(levels.crowded, np.int32),
         runs=None
         if runs is None
         else _padded([runs, [count]], np.int32, count, like and like.runs),
@@ -175,23 +181,25 @@ def _checked_rows(rows: np.ndarray, num_documents: int) -> np.ndarray:
     return rows
 
 
-def _levels(
-    tokens_UxL: np.ndarray, depth: int | None
-) -> tuple[list[np.ndarray], list[np.ndarray], list[int], list[int], np.ndarray]:
-    """What describes the levels of sorted docids.
+class _Levels(NamedTuple):
+    """What describes the levels of sorted docids."""
 
-    Returns:
-      The edges' tokens, a part a level down to `Trie.depth`; `Trie.indptr` in parts; the widths of
-      all levels; for each level from `depth` on, how many docids have another one below their node;
-      and the places of docids that equal the one before.
-    """
+    edges: list[np.ndarray]  # their tokens, a part a level down to `Trie.depth`
+    indptr: list[np.ndarray]  # `Trie.indptr` in parts
+    widths: list[int]  # of all levels
+    crowded: int  # see `Trie`
+    company: list[int]  # from `depth` on, how many docids have another one below their node
+    repeats: np.ndarray  # the places of docids that equal the one before
+
+
+def _levels(tokens_UxL: np.ndarray, depth: int | None) -> _Levels:
     count, length = tokens_UxL.shape
     # Whether a docid differs from the one before it in the levels seen so far, that is, whether it
     # is the first below a new edge; and the places of the first docids below each node.
     opens_U = np.zeros(count, bool)
     opens_U[:1] = True
     first = np.zeros(1, np.int64)
-    edges, indptr, widths, num_edges = [], [], [], 0
+    edges, indptr, widths, num_edges, crowded = [], [], [], 0, 0
     for level in range(length):
         if num_edges + count >= np.iinfo(np.int32).max:
             raise ValueError(
@@ -199,6 +207,7 @@ def _levels(
                 "expected below 2**31 - 1"
             )
         most = int(np.diff(first, append=count).max(initial=0))
+        crowded += most >= _CROWD
         if level == (length - 1 if depth is None else depth):
             break
         if depth is None and most <= _MOST_SHARED:
@@ -224,7 +233,7 @@ def _levels(
         company.append(len(tied) + len(runs))  # each run follows a docid that is no part of it
         widths.append(1 + int(runs.max(initial=0)))
         tied = tied[column_U[tied] == column_U[tied - 1]]
-    return edges, indptr, widths, company, tied
+    return _Levels(edges, indptr, widths, crowded, company, tied)
 
 
 def _jump(company: list[int], depth: int, shape: tuple[int, int]) -> int | None:
