@@ -771,7 +771,7 @@ def test_encoders_that_do_not_fit_are_refused(bert_directory, tmp_path):
         EncoderMeanPool(str(tmp_path)).embed(["a"])
     with pytest.raises(ValueError, match=r"max_length is 128, .* reads at most 64 tokens"):
         EncoderMeanPool(str(bert_directory)).embed(["a"])
-    with pytest.raises(ValueError, match="no texts to embed"):
+    with pytest.raises(ValueError, match="no documents to embed"):
         EncoderMeanPool(str(bert_directory)).embed([])
     copy = shutil.copytree(bert_directory, tmp_path / "copy")
     tensors = load_file(copy / "model.safetensors")

@@ -133,7 +133,7 @@ def test_its_embeddings_make_semantic_docids(trained, compiled):
     builder = Semantic(clusters=3, leaf_size=3, embedder=embedder)
     table = builder.build(keys, "hash", embeddings=vectors)
     assert table.parameters["embedder"]["checkpoint"] == "checkpoint_150"
-    with pytest.raises(ValueError, match="no texts to embed"):
+    with pytest.raises(ValueError, match="no documents to embed"):
         embedder.embed([])
 
 

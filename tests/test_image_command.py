@@ -405,7 +405,7 @@ def test_towers_that_cannot_embed_are_named(base, trained, tmp_path, capsys):
         assert not (tmp_path / "m" / "docids").exists()
     with pytest.raises(ValueError, match="batch_size of at least 1"):
         TrainedTowers("anywhere", batch_size=0)
-    with pytest.raises(ValueError, match="no images to embed"):
+    with pytest.raises(ValueError, match="no documents to embed"):
         TrainedTowers(str(trained / "baseline")).embed_images([])
 
 

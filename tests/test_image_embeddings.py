@@ -192,7 +192,7 @@ def test_vision_half_without_projection_gives_the_class_token(tmp_path, scenes):
 
 
 def test_errors(tmp_path, scenes):
-    with pytest.raises(ValueError, match="no images to embed"):
+    with pytest.raises(ValueError, match="no documents to embed"):
         PixelPca().embed_images([])
     with pytest.raises(FileNotFoundError, match="nowhere/at/all"):
         ClipEmbedder("nowhere/at/all").embed_images(scenes)

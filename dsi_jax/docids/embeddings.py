@@ -146,7 +146,7 @@ class EncoderMeanPool:
         """
         del seed
         if not texts:
-            raise ValueError("no texts to embed")
+            raise ValueError("no documents to embed; expected at least one")
         encoder = self._encoder
         if self.max_length > encoder.max_length:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsi_jax.inputs import PixelReader, pad_rows
+from dsi_jax.docids.batches import embed_batches, in_parts
+from dsi_jax.inputs import PixelReader
 from dsi_jax.models.clip_config import ClipConfig
 from dsi_jax.pixels import normalize
 
@@ -169,48 +170,3 @@ def _features(config: ClipConfig, params: Any, pixels_BxYxXx3: jax.Array) -> jax
     transformer = ClipVisionTransformer(vision)
     _, pooled_BxD = transformer.apply({"params": params["vision_model"]}, inputs_BxYxXx3)
     return pooled_BxD / jnp.linalg.norm(pooled_BxD, axis=-1, keepdims=True)
-
-
-def embed_batches(
-    embed: Callable[[Mapping[str, np.ndarray]], jax.Array],
-    read: Callable[[Sequence[Any]], Mapping[str, np.ndarray]],
-    documents: Sequence[Any],
-    batch_size: int,
-) -> np.ndarray:
-    """Embeds documents by a compiled function; the next ones are read while it computes.
-
-    Args:
-      embed: what `read` gives of `batch_size` documents -> float32 [batch_size, E].
-      read: decodes images, or tokenizes texts; need not remember any.
-      documents: N images (paths, or the bytes of files) or texts.
-      batch_size: documents read and embedded at a time.
-
-    Returns:
-      float32 [N, E].
-
-    Raises:
-      FileNotFoundError, ImageError: as `images.decode`.
-      ValueError: there is no document.
-    """
-    vectors: list[Any] = []
-    for part in in_parts(read, documents, batch_size):
-        found_BxE = embed(pad_rows(part, batch_size))
-        if vectors:
-            vectors[-1] = np.asarray(vectors[-1])  # waits for the batch before
-        vectors.append(found_BxE)
-    return np.concatenate(vectors)[: len(documents)]
-
-
-def in_parts(
-    read: Callable[[Sequence[Any]], Mapping[str, np.ndarray]], documents: Sequence[Any], count: int
-) -> Iterator[Mapping[str, np.ndarray]]:
-    """What is read of all documents in order, at most `count` at a time.
-
-    Raises:
-      FileNotFoundError, ImageError: as `images.decode`.
-      ValueError: there is no document.
-    """
-    if not documents:
-        raise ValueError("no images to embed; expected at least one")
-    for start in range(0, len(documents), count):
-        yield read(documents[start : start + count])

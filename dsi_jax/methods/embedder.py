@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dsi_jax import tokenizers
-from dsi_jax.docids.image_embeddings import embed_batches
+from dsi_jax.docids.batches import embed_batches
 from dsi_jax.inputs import Inputs, PixelReader
 from dsi_jax.methods.base import Method
 from dsi_jax.methods.contrastive import Contrastive
@@ -59,7 +59,7 @@ class _Trained:
         }
 
     def _embed(self, read: Callable[..., Any], documents: Sequence[Any]) -> np.ndarray:
-        """Vectors float32 [N, E] of documents, see `image_embeddings.embed_batches`."""
+        """Vectors float32 [N, E] of documents, see `docids.batches.embed_batches`."""
         params = jax.device_put(self._params)
         embed = functools.partial(self._encode, {"params": params})
         return embed_batches(embed, read, documents, self.batch_size)
@@ -104,8 +104,6 @@ class TrainedDualEncoder(_Trained):
           ValueError: there is no whole checkpoint, it is no dual encoder's, or there is no text.
         """
         del seed
-        if not texts:
-            raise ValueError("no texts to embed")
         _, metadata = self._opened
         lengths = metadata["task_feature_lengths"]
         length = lengths.get("documents", lengths["inputs"])
