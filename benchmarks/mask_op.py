@@ -114,7 +114,9 @@ def places(trie: trie_lib.Trie, prefixes: np.ndarray) -> trie_lib.Range:
     """Where the prefixes [B, level] lead to; [B, 1]."""
     state = TrieConstraint(trie).start(len(prefixes))
     for level, tokens in enumerate(prefixes.T + FIRST_CODE):
-        state = trie_lib.step_into(trie, state, level, jnp.asarray(tokens)[:, None])
+        state = trie_lib.step_into(
+            trie, state, level, jnp.asarray(tokens)[:, None], level >= trie.depth
+        )
     return state
 
 

@@ -184,6 +184,16 @@ def test_lookup_finds_rows_and_nothing_else(table, depth, seed):
     assert np.asarray(looked_up(trie, tokens)).tolist() == expected
 
 
+def test_the_program_of_lookup_does_not_grow_with_the_docids():
+    def size(length):
+        codes = np.random.default_rng(0).integers(2, 300, (2000, length))
+        trie = trie_lib.build_trie(make_table(np.unique(codes, axis=0), 300))
+        program = jax.jit(trie_lib.lookup).lower(trie, codes[:5]).compile()
+        return program.as_text().count("\n")
+
+    assert size(24) <= 1.1 * size(6)
+
+
 def test_token_type_is_the_smallest():
     sizes = ((256, np.uint8), (257, np.uint16), (65_537, np.uint32), (2**27, np.uint32))
     for vocab_size, dtype in sizes:

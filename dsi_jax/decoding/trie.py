@@ -328,31 +328,42 @@ def lookup(trie: Trie, tokens: jax.Array) -> jax.Array:
       int32 [...]: the place of that docid among the sorted ones, -1 where there is none.
     """
     here = Range(*(jnp.broadcast_to(end, tokens.shape[:-1]) for end in root(trie)))
-    for level in range(trie.length):
-        here = step_into(trie, here, level, tokens[..., level].astype(jnp.int32))
+    for in_tails, start, stop in ((False, 0, trie.depth), (True, trie.depth, trie.length)):
+
+        def step(level: jax.Array, here: Range, in_tails: bool = in_tails) -> Range:
+            token = jax.lax.dynamic_index_in_dim(tokens, level, axis=-1, keepdims=False)
+            return step_into(trie, here, level, token.astype(jnp.int32), in_tails)
+
+        if start < stop:
+            here = jax.lax.fori_loop(start, stop, step, here)
     return jnp.where(here.low < here.high, here.low - trie.first_leaf, -1)
 
 
-def step_into(trie: Trie, here: Range, level: int, token: jax.Array) -> Range:
+def step_into(
+    trie: Trie, here: Range, level: jax.Array | int, token: jax.Array, in_tails: bool
+) -> Range:
     """The places below the child with a token; an empty range where there is none."""
-    first = _lower_bound(trie, here, level, token)
-    if level >= trie.depth:
-        return Range(first, _lower_bound(trie, here, level, token + 1))
-    found = (first < here.high) & (tokens_of(trie, first, level, False) == token)
+    first = _lower_bound(trie, here, level, token, in_tails)
+    if in_tails:
+        return Range(first, _lower_bound(trie, here, level, token + 1, in_tails))
+    found = (first < here.high) & (tokens_of(trie, first, level, in_tails) == token)
     deeper = below(trie, first)
     return Range(deeper.low, jnp.where(found, deeper.high, deeper.low))
 
 
-def _lower_bound(trie: Trie, ids: Range, level: int, token: jax.Array) -> jax.Array:
+def _lower_bound(
+    trie: Trie, ids: Range, level: jax.Array | int, token: jax.Array, in_tails: bool
+) -> jax.Array:
     """The first id of each range with at least that token; the range's end if there is none."""
-    low, high = ids
-    for _ in range(trie.widths[level].bit_length()):
+
+    def halve(ids: Range) -> Range:
+        low, high = ids
         middle = low + (high - low) // 2
-        smaller = tokens_of(trie, middle, level, level >= trie.depth) < token
-        smaller &= low < high
-        low = jnp.where(smaller, middle + 1, low)
-        high = jnp.where(smaller, high, middle)
-    return low
+        smaller = (tokens_of(trie, middle, level, in_tails) < token) & (low < high)
+        return Range(jnp.where(smaller, middle + 1, low), jnp.where(smaller, high, middle))
+
+    # A loop: of halves written out one after the other, XLA fuses each with all before it.
+    return jax.lax.while_loop(lambda ids: (ids.low < ids.high).any(), halve, ids).low
 
 
 def run_of_docid(trie: Trie, place: jax.Array) -> tuple[jax.Array, jax.Array]:
