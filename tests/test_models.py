@@ -5,6 +5,7 @@ import functools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.errors import ScopeParamShapeError
 from flax.traverse_util import flatten_dict
 
 from dsi_jax.models import layers, sizes
@@ -245,6 +247,22 @@ def test_an_empty_text_gives_finite_logits_and_gradients() -> None:
         jax.value_and_grad(lambda variables: forward(model, variables, batch).std())
     )(variables)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradient)))
+
+
+def test_a_parameter_that_is_there_is_checked_without_its_initialiser() -> None:
+    calls = []
+
+    def init(*args: Any) -> jax.Array:
+        calls.append(args)
+        return jnp.ones(args[1])
+
+    dense = layers.Dense(5, ("embed", "mlp"), kernel_init=init)
+    params = nn.unbox(dense.init(jax.random.key(0), jnp.ones((2, 3))))
+    assert len(calls) == 1
+    dense.apply(params, jnp.ones((2, 3)))
+    assert len(calls) == 1
+    with pytest.raises(ScopeParamShapeError, match=r"\(4, 5\), but .* \(3, 5\)"):
+        dense.apply(params, jnp.ones((2, 4)))
 
 
 def test_a_token_outside_the_vocabulary_shows() -> None:

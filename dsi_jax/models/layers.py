@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import ScopeParamShapeError
 from jax.typing import DTypeLike
 
 Initializer = Callable[..., jax.Array]
@@ -36,6 +37,25 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def parameter(
+    module: nn.Module, name: str, init: Initializer, axes: tuple[str, ...], shape: tuple[int, ...]
+) -> jax.Array:
+    """A float32 parameter with logical axes, made by `init` where the module has none yet.
+
+    `nn.Module.param` does the same, but to check the shape of one that is there it traces `init`,
+    which is a third of the time to trace a decoder.
+
+    Raises:
+      flax.errors.ScopeParamShapeError: the module has one of another shape.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    value = nn.unbox(module.get_variable("params", name))
+    if value.shape != shape:
+        raise ScopeParamShapeError(name, module.scope.path_text, value.shape, shape)
+    return value
 
 
 def shared_along_length(rate: float) -> nn.Dropout:
@@ -69,7 +89,7 @@ class Dense(nn.Module):
         if self.transposed:
             shape, axes = shape[::-1], axes[::-1]
             init = lambda key, shape, dtype: self.kernel_init(key, shape[::-1], dtype).T  # noqa: E731
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+        kernel = parameter(self, "kernel", init, axes, shape)
         return jax.lax.dot_general(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -92,12 +112,9 @@ class Embedder(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        self.embedding = self.param(
-            "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed")),
-            (self.vocab_size, self.features),
-            jnp.float32,
-        )
+        shape = self.vocab_size, self.features
+        init, axes = nn.initializers.normal(1.0), ("vocab", "embed")
+        self.embedding = parameter(self, "embedding", init, axes, shape)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Maps tokens int32 [...] to [..., D]; a token outside the vocabulary becomes NaN."""
@@ -122,12 +139,7 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x [..., D] to `dtype` [..., D]."""
-        scale = self.param(
-            "scale",
-            nn.with_logical_partitioning(nn.initializers.ones, ("embed",)),
-            (x.shape[-1],),
-            jnp.float32,
-        )
+        scale = parameter(self, "scale", nn.initializers.ones, ("embed",), x.shape[-1:])
         x = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
         return (x * inverse).astype(self.dtype) * scale.astype(self.dtype)
@@ -382,15 +394,9 @@ class RelativePositionBias(nn.Module):
     bidirectional: bool
 
     def setup(self) -> None:
-        self.rel_embedding = self.param(
-            "rel_embedding",
-            nn.with_logical_partitioning(
-                nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
-                ("heads", "relpos_buckets"),
-            ),
-            (self.num_heads, self.num_buckets),
-            jnp.float32,
-        )
+        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+        axes, shape = ("heads", "relpos_buckets"), (self.num_heads, self.num_buckets)
+        self.rel_embedding = parameter(self, "rel_embedding", init, axes, shape)
 
     def __call__(self, length: int) -> jax.Array:
         """The bias between all pairs of `length` positions, float32 [1, H, length, length].
