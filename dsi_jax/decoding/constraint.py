@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsi_jax.decoding import trie as trie_lib
-from dsi_jax.decoding.filters import DocumentSets
+from dsi_jax.decoding.filters import DocumentSets, bits_from
 from dsi_jax.docids.table import END_TOKEN, PAD_TOKEN
 
 _NARROW = 64  # levels of so few children are decoded as if they had as many as the widest of them
@@ -158,16 +158,10 @@ class TrieConstraint:
         self, span: Span, level: jax.Array | int, state: trie_lib.Range, logits_BxMxV: jax.Array
     ) -> Candidates:
         ids_BxMxK, token_BxMxK = self._children(span, level, state)
-        inside_BxMxK = ids_BxMxK < state.high[..., None]
-        if self._in_tails(span):
-            allowed_BxMxK = inside_BxMxK & _starts(token_BxMxK)
-        else:
-            allowed_BxMxK = inside_BxMxK
-        if self.sets is not None:
-            alive_BxMxK = self.allows(ids_BxMxK)
-            if self._in_tails(span):
-                alive_BxMxK = _any_of_run(alive_BxMxK & inside_BxMxK, allowed_BxMxK)
-            allowed_BxMxK &= alive_BxMxK
+        allowed_BxMxK = (ids_BxMxK < state.high[..., None]) & self._allows_from(state.low, span)
+        if self._in_tails(span):  # docids with the same token are one child, the first of them
+            before_BxMxK = _before(token_BxMxK, allowed_BxMxK, self.sets is None)
+            allowed_BxMxK &= token_BxMxK > before_BxMxK
         logits_BxMxK = jnp.take_along_axis(logits_BxMxV, token_BxMxK, axis=-1, mode="clip")
         return Candidates(logits_BxMxK, allowed_BxMxK, token_BxMxK == PAD_TOKEN)
 
@@ -216,6 +210,13 @@ class TrieConstraint:
         words = self._of_set(self.sets.alive, ids >> 5)
         return (words >> (ids & 31).astype(jnp.uint32)) & 1 == 1
 
+    def _allows_from(self, low_BxM: jax.Array, span: Span) -> jax.Array | bool:
+        """Whether each of the ids that a range begins with leads to such a document, [B, M, K]."""
+        if self.sets is None:
+            return True
+        set_BxM = jnp.broadcast_to(self.set_of_query[:, None], low_BxM.shape)
+        return bits_from(self.sets.alive, set_BxM, low_BxM, span.width)
+
     def _in_tails(self, span: Span) -> bool:
         return span.start >= self.trie.depth
 
@@ -234,25 +235,16 @@ class TrieConstraint:
         return jnp.asarray(array_AxI).at[sets, index].get(mode="clip")
 
 
-def _starts(token_BxMxK: jax.Array) -> jax.Array:
-    """Whether a docid's token differs from that of the docid before it, bool [B, M, K]."""
-    first = jnp.ones((*token_BxMxK.shape[:-1], 1), bool)
-    return jnp.concatenate([first, token_BxMxK[..., 1:] != token_BxMxK[..., :-1]], axis=-1)
+def _before(token_BxMxK: jax.Array, allowed_BxMxK: jax.Array, all_of_them: bool) -> jax.Array:
+    """The token of the last allowed docid before each, int32 [B, M, K]; -1 before the first.
 
-
-def _any_of_run(flag_BxMxK: jax.Array, start_BxMxK: jax.Array) -> jax.Array:
-    """At the start of each run, whether any of its members has the flag; elsewhere anything."""
-
-    def join(later: tuple, sooner: tuple) -> tuple:
-        # In reverse: what lies beyond the end of a run does not count for it.
-        flag, ends = later
-        own, own_ends = sooner
-        return own | (flag & ~own_ends), ends | own_ends
-
-    end_BxMxK = jnp.concatenate(
-        [start_BxMxK[..., 1:], jnp.ones((*start_BxMxK.shape[:-1], 1), bool)], axis=-1
-    )
-    return jax.lax.associative_scan(join, (flag_BxMxK, end_BxMxK), reverse=True, axis=2)[0]
+    Tokens ascend. Where `all_of_them` are allowed, up to some place, it is the token before.
+    """
+    first_BxMx1 = jnp.full((*token_BxMxK.shape[:-1], 1), -1, token_BxMxK.dtype)
+    if not all_of_them:  # along the first axis, which XLA makes of whole rows
+        token_KxBxM = jnp.moveaxis(jnp.where(allowed_BxMxK, token_BxMxK, -1), -1, 0)
+        token_BxMxK = jnp.moveaxis(jax.lax.cummax(token_KxBxM), 0, -1)
+    return jnp.concatenate([first_BxMx1, token_BxMxK[..., :-1]], axis=-1)
 
 
 @flax.struct.dataclass

@@ -2,6 +2,7 @@
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dsi_jax.decoding.trie import Trie
@@ -54,6 +55,33 @@ def alive_bits(trie: Trie, allowed_N: np.ndarray) -> np.ndarray:
       ValueError: there is not a bool for each document.
     """
     return _document_set(trie, allowed_N).alive
+
+
+def bits_from(
+    alive_AxW: jax.Array, set_BxM: jax.Array, low_BxM: jax.Array, count: int
+) -> jax.Array:
+    """The bits of the ids ``low`` to ``low + count - 1``, bool [B, M, count].
+
+    One slice of words for each, which is cheaper than a lookup of each id.
+
+    Args:
+      alive_AxW: as `DocumentSets.alive`.
+      set_BxM: int32, which set's.
+      low_BxM: int32.
+      count: at most the largest of `Trie.widths`.
+    """
+    num_words = -(-count // _WORD)
+    dimensions = jax.lax.GatherDimensionNumbers(
+        offset_dims=(low_BxM.ndim,), collapsed_slice_dims=(0,), start_index_map=(0, 1)
+    )
+    starts = jnp.stack([set_BxM, low_BxM // _WORD], axis=-1)
+    sizes = (1, num_words + 1)
+    words = jax.lax.gather(jnp.asarray(alive_AxW), starts, dimensions, sizes, mode="clip")
+    shift = (low_BxM % _WORD).astype(jnp.uint32)[..., None]
+    # Two shifts for one by 32 - shift, which may be 32.
+    words = (words[..., :-1] >> shift) | (words[..., 1:] << 1 << (_WORD - 1 - shift))
+    bits = words[..., None] >> jnp.arange(_WORD, dtype=jnp.uint32) & 1
+    return bits.reshape(*low_BxM.shape, -1)[..., :count] == 1
 
 
 def _document_set(trie: Trie, allowed_N: np.ndarray) -> DocumentSets:

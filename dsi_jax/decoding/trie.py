@@ -84,8 +84,8 @@ class Trie:
 
     @property
     def num_words(self) -> int:
-        """The 32-bit words that hold one bit an id."""
-        return -(-(len(self.tokens) + self.tails.shape[1]) // 32)
+        """The 32-bit words that hold one bit an id, and one more, so that slices of bits fit."""
+        return -(-(len(self.tokens) + self.tails.shape[1]) // 32) + 1
 
 
 def build_trie(
