@@ -326,6 +326,18 @@ def test_nodes_with_any_number_of_allowed_documents_are_alive(extra):
     assert alive[first_leaf:].sum() == count
 
 
+@pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 64, 100])
+def test_slices_of_bits_are_the_bits_of_their_ids(count):
+    rng = np.random.default_rng(count)
+    words = rng.integers(0, 2**32, (2, 9), dtype=np.uint32)
+    bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").astype(bool)
+    low = np.arange(8 * 32 - count + 1)  # `Trie.num_words` has a word more than there are ids for
+    of_set = rng.integers(0, 2, low.shape)
+    found = filters.bits_from(words, of_set[None], low[None], count)
+    expected = bits[of_set[:, None], low[:, None] + np.arange(count)]
+    np.testing.assert_array_equal(found[0], expected)
+
+
 def test_lists_of_allowed_documents_are_checked():
     trie = trie_lib.build_trie(make_table([[2], [3]], 4))
     for bad in (np.ones(1, bool), np.ones((1, 2), bool), np.ones(2, np.int32)):
