@@ -11,16 +11,31 @@ os.environ.setdefault("USE_TF", "0")
 # Tests compile far more than they compute, in the processes that they start, too.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import collections
+import gc
 import sys
 
 import hypothesis
 import pytest
+
+gc.set_threshold(20_000)  # as the commands do
 
 # On a busy machine an example takes any time.
 hypothesis.settings.register_profile("no_deadline", deadline=None)
 hypothesis.settings.load_profile("no_deadline")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_configure(config):
+    # xdist would order files by their number of tests.
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: no worker is left alone with one at the end."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,8 @@ TOWERS = TowersConfig(
     ClipVisionConfig(**CLIP, image_size=SIDE, patch_size=PATCH),
 )
 KINDS = {"texts": None, "images": TOWERS}  # the towers of the model
+# Of images two: a mesh with each axis that splits a tower, and one of replicas.
+CASES = [f"texts-{mesh}" for mesh in MESHES] + ["images-mixed", "images-multi_slice"]
 
 
 def mesh_config(name: str) -> MeshConfig:
@@ -174,7 +176,7 @@ def one_device(kind: str) -> Measured:
     return measure(kind, MeshConfig(), jax.devices()[:1])
 
 
-@pytest.fixture(scope="module", params=[f"{kind}-{mesh}" for kind in KINDS for mesh in MESHES])
+@pytest.fixture(scope="module", params=CASES)
 def measured(request) -> Measured:
     kind, mesh = request.param.split("-")
     return measure(kind, mesh_config(mesh))
