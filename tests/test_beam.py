@@ -365,6 +365,23 @@ def test_narrow_levels_change_nothing(beam_size):
         np.testing.assert_allclose(narrow.scores, wide.scores, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 8, 9, 16, 17, 100])
+def test_docids_of_one_token_are_one_child_however_many_there_are(count):
+    """The first of them that is allowed; docids 0 to `count - 1` have the token 5, one has 6."""
+    docids = [[5, 2 + index] for index in range(count)] + [[6, 2]]
+    trie = make_trie(docids, vocab_size=count + 7, widest=False, depth=0)
+    for allowed, children in (
+        ([0, count - 1], [0]),
+        ([count - 1, count], [count - 1, count]),
+        ([0, count - 1, count], [0, count]),
+    ):
+        sets = document_sets(trie, np.isin(np.arange(count + 1), allowed)[None])
+        constraint = TrieConstraint(trie, sets, np.zeros(1, np.int32))
+        logits = np.zeros((1, 1, trie.vocab_size), np.float32)
+        found = constraint.expand(constraint.spans[0], 0, constraint.start(1), logits)
+        np.testing.assert_array_equal(np.flatnonzero(found.allowed[0, 0]), children)
+
+
 @pytest.mark.parametrize("depth", [0, 2, L - 1])
 @pytest.mark.parametrize("beam_size", [1, 3, 32])
 @settings(max_examples=20, deadline=None)
