@@ -98,7 +98,9 @@ def build(
     boxed = state_lib.param_shapes(model, batch_shapes)
     rules = partitioning.fit_rules(partitioning.LOGICAL_AXIS_RULES, boxed, mesh)
     path_rules = partitioning.fit_path_rules(getattr(model, "path_rules", ()), boxed, mesh)
-    shapes = state_lib.state_shapes(model, transformation, batch_shapes, mesh, rules, path_rules)
+    shapes = state_lib.state_shapes(
+        model, transformation, batch_shapes, mesh, rules, path_rules, boxed=boxed
+    )
     step = step_lib.make_train_step(
         model,
         transformation,

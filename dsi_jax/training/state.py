@@ -50,6 +50,8 @@ def state_shapes(
     mesh: Mesh,
     rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
     path_rules: partitioning.PathRules = (),
+    *,
+    boxed: Any = None,
 ) -> TrainState:
     """Shapes, dtypes and shardings of a train state, without computing any of it.
 
@@ -60,6 +62,7 @@ def state_shapes(
       mesh: the mesh.
       rules: logical axis rules, fitted to the model (`partitioning.fit_rules`).
       path_rules: rules by path, for towers.
+      boxed: from `param_shapes`, where they are known: the model is then traced once less.
 
     Returns:
       A TrainState of ShapeDtypeStructs that carry their NamedShardings.
@@ -67,7 +70,8 @@ def state_shapes(
     Raises:
       ValueError: as `partitioning.param_shardings`.
     """
-    boxed = param_shapes(model, batch_shapes)
+    if boxed is None:
+        boxed = param_shapes(model, batch_shapes)
     shapes = jax.eval_shape(
         lambda params: _with_params(params, optimizer, jax.random.key(0)), nn.meta.unbox(boxed)
     )
