@@ -1,4 +1,4 @@
-"""Every shipped mesh on eight simulated devices; `test_partitioning.py` runs these cases.
+"""The shipped meshes on eight simulated devices; `test_partitioning.py` runs these cases.
 
 What one device computes is the reference: losses and gradients of ten steps of a DSI of texts and
 of one of texts and images under SGD, the parameters after them, and the ranking of a constrained
@@ -67,8 +67,9 @@ TOWERS = TowersConfig(
     ClipVisionConfig(**CLIP, image_size=SIDE, patch_size=PATCH),
 )
 KINDS = {"texts": None, "images": TOWERS}  # the towers of the model
-# Of images two: a mesh with each axis that splits a tower, and one of replicas.
-CASES = [f"texts-{mesh}" for mesh in MESHES] + ["images-mixed", "images-multi_slice"]
+# Of images as many as hold each axis of a mesh.
+OF_IMAGES = ("mixed", "multi_slice", "tensor_parallel")
+CASES = [f"texts-{mesh}" for mesh in MESHES] + [f"images-{mesh}" for mesh in OF_IMAGES]
 
 
 def mesh_config(name: str) -> MeshConfig:
