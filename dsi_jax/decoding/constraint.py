@@ -159,14 +159,12 @@ class TrieConstraint:
     ) -> Candidates:
         ids_BxMxK, token_BxMxK = self._children(span, level, state)
         allowed_BxMxK = (ids_BxMxK < state.high[..., None]) & self._allows_from(state.low, span)
-        if self._in_tails(span) and self._most_alike(span) > 1:
-            # Docids with the same token are one child, the first of them that is allowed.
-            if self.sets is None:
-                before_BxMxK = _before(token_BxMxK, 1)
-            else:
-                masked_BxMxK = jnp.where(allowed_BxMxK, token_BxMxK, -1)
-                before_BxMxK = _before(masked_BxMxK, self._most_alike(span) - 1)
-            allowed_BxMxK &= token_BxMxK > before_BxMxK
+        alike = self._most_alike(span)
+        if alike > 1:  # docids with the same token are one child, the first of them that is allowed
+            seen_BxMxK, reach = token_BxMxK, 1
+            if self.sets is not None:
+                seen_BxMxK, reach = jnp.where(allowed_BxMxK, token_BxMxK, -1), alike - 1
+            allowed_BxMxK &= token_BxMxK > _before(seen_BxMxK, reach)
         logits_BxMxK = jnp.take_along_axis(logits_BxMxV, token_BxMxK, axis=-1, mode="clip")
         return Candidates(logits_BxMxK, allowed_BxMxK, token_BxMxK == PAD_TOKEN)
 
@@ -226,7 +224,9 @@ class TrieConstraint:
         return span.start >= self.trie.depth
 
     def _most_alike(self, span: Span) -> int:
-        """How many docids of the tails may have one token, after the same ones before it."""
+        """How many of the ids below a node may have one token: edges differ, docids may not."""
+        if not self._in_tails(span):
+            return 1
         return max((1, *self.trie.widths[span.start + 1 : span.stop + 1]))
 
     def _children(

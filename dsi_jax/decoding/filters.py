@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsi_jax.decoding.trie import Trie
+from dsi_jax.decoding.trie import Trie, slices
 
 _WORD = 32
 _BLOCK = 1 << 16  # lookups whose indices stay in the cache
@@ -71,12 +71,7 @@ def bits_from(
       count: at most the largest of `Trie.widths`.
     """
     num_words = -(-count // _WORD)
-    dimensions = jax.lax.GatherDimensionNumbers(
-        offset_dims=(low_BxM.ndim,), collapsed_slice_dims=(0,), start_index_map=(0, 1)
-    )
-    starts = jnp.stack([set_BxM, low_BxM // _WORD], axis=-1)
-    sizes = (1, num_words + 1)
-    words = jax.lax.gather(jnp.asarray(alive_AxW), starts, dimensions, sizes, mode="clip")
+    words = slices(alive_AxW, set_BxM, low_BxM // _WORD, count=num_words + 1)
     shift = (low_BxM % _WORD).astype(jnp.uint32)[..., None]
     # Two shifts for one by 32 - shift, which may be 32.
     words = (words[..., :-1] >> shift) | (words[..., 1:] << 1 << (_WORD - 1 - shift))

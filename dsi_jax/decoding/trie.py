@@ -301,20 +301,29 @@ def tokens_from(
       level: as for `tokens_of`.
       in_tails: as for `tokens_of`.
     """
-    if in_tails:
-        array, starts = trie.tails, (level - trie.depth, low - trie.first_leaf)
-        starts = jnp.stack([jnp.broadcast_to(start, low.shape) for start in starts], axis=-1)
-    else:
-        array, starts = trie.tokens, low[..., None]
-    ndim = starts.shape[-1]
+    if not in_tails:
+        return slices(trie.tokens, low, count=count).astype(jnp.int32)
+    level = jnp.broadcast_to(level - trie.depth, low.shape)
+    return slices(trie.tails, level, low - trie.first_leaf, count=count).astype(jnp.int32)
+
+
+def slices(array: np.ndarray | jax.Array, *starts: jax.Array, count: int) -> jax.Array:
+    """Slices of an array along its last axis, [..., count]; kept within its ends.
+
+    Args:
+      array: of any number of axes.
+      *starts: int32 [...] each, where the slices begin, one for each axis of the array.
+      count: the elements of a slice.
+    """
+    ndim = len(starts)
     dimensions = jax.lax.GatherDimensionNumbers(
-        offset_dims=(low.ndim,),
+        offset_dims=(starts[0].ndim,),
         collapsed_slice_dims=tuple(range(ndim - 1)),
         start_index_map=tuple(range(ndim)),
     )
     sizes = (*[1] * (ndim - 1), count)
-    found = jax.lax.gather(jnp.asarray(array), starts, dimensions, sizes, mode="clip")
-    return found.astype(jnp.int32)
+    starts = jnp.stack(starts, axis=-1)
+    return jax.lax.gather(jnp.asarray(array), starts, dimensions, sizes, mode="clip")
 
 
 def lookup(trie: Trie, tokens: jax.Array) -> jax.Array:
