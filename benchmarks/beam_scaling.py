@@ -59,7 +59,7 @@ def slopes(beams: Sequence[int], medians: dict[str, list[float]]) -> dict[str, f
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model", default="t5_small", help="a name in dsi_jax.models.sizes")
+    add("--model", default="t5_small", help="a name in dsi_jax.models.t5_sizes")
     add("--documents", type=int, default=100_000)
     add("--beams", nargs="+", type=int, default=[1, 10, 50, 100, 200])
     add("--space", default="compact", choices=("compact", "text"), help="the head of both")

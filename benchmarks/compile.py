@@ -57,7 +57,7 @@ def ratio(timings: dict[str, timing.Timing]) -> dict[str, float]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model", default="t5_small", help="a name in dsi_jax.models.sizes")
+    add("--model", default="t5_small", help="a name in dsi_jax.models.t5_sizes")
     add("--documents", type=int, default=100_000)
     add("--codes", type=int, default=256, help="of a level")
     add("--lengths", nargs="+", type=int, default=[8, 32])

@@ -70,7 +70,7 @@ def check(made: decoders.Decoders, tokens: np.ndarray, scores: np.ndarray) -> No
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model", default="t5_small", help="a name in dsi_jax.models.sizes")
+    add("--model", default="t5_small", help="a name in dsi_jax.models.t5_sizes")
     add("--documents", nargs="+", type=int, default=[100_000, 1_000_000])
     add("--shapes", nargs="+", default=list(made_docids.SHAPES), choices=made_docids.SHAPES)
     add("--codes", type=int, default=2048, help="of a level")

@@ -69,7 +69,7 @@ def compare(made: decoders.Decoders, beam_size: int, rounds: int) -> dict[str, A
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model", default="t5_small", help="a name in dsi_jax.models.sizes")
+    add("--model", default="t5_small", help="a name in dsi_jax.models.t5_sizes")
     add("--documents", type=int, default=100_000)
     add("--batches", nargs="+", type=int, default=[1, 8])
     add("--beams", nargs="+", type=int, default=[10, 50])

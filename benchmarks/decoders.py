@@ -17,15 +17,15 @@ import numpy as np
 
 from benchmarks import made_docids
 from benchmarks.t5x_beam import Children, make_t5x_search
-from dsi_jax.convert import huggingface, text_model
+from dsi_jax.convert import docid_vocabulary, hf_t5
 from dsi_jax.decoding.adapter import make_search
 from dsi_jax.decoding.constraint import Free, TrieConstraint
 from dsi_jax.decoding.score import score_docids
 from dsi_jax.decoding.trie import build_trie
 from dsi_jax.docids.table import FIRST_CODE, DocidTable, token_dtype
-from dsi_jax.models import sizes, transposing
+from dsi_jax.models import t5_sizes, transposed_kernels
 from dsi_jax.models.dsi import DSIConfig, DSIModel, shift_right
-from dsi_jax.searcher import text_batch
+from dsi_jax.ranking.docid_ranker import text_batch
 
 TOLERANCE = 1e-4  # of scores
 Found = tuple[np.ndarray, np.ndarray]  # tokens [B, M, L] in the compact space, scores [B, M]
@@ -37,7 +37,7 @@ class Setting:
     """A model, docids and queries.
 
     Attributes:
-      model: a name in `dsi_jax.models.sizes`.
+      model: a name in `dsi_jax.models.t5_sizes`.
       documents: N.
       codes: of a level: 10 for digits.
       length: L.
@@ -63,7 +63,7 @@ class Decoders:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         more = {} if setting.vocab_size is None else {"vocab_size": setting.vocab_size}
-        self.t5 = getattr(sizes, setting.model)(dropout_rate=0.0, **more)
+        self.t5 = getattr(t5_sizes, setting.model)(dropout_rate=0.0, **more)
         codes = made_docids.made_codes(
             setting.documents, setting.codes, setting.length, setting.shape
         )
@@ -104,8 +104,8 @@ class Decoders:
         trie = jax.device_put(trie if jump else dataclasses.replace(trie, jump=None))
         constraint = Free(trie) if free else TrieConstraint(trie)
         model, params = self._model(space), self._params(space)
-        if transposing.pays():  # as a `Retriever` does
-            model, params = transposing.for_search(model, params)
+        if transposed_kernels.pays():  # as a `Retriever` does
+            model, params = transposed_kernels.for_search(model, params)
         search = make_search(model, beam_size=beam_size)
 
         def run() -> Found:
@@ -143,7 +143,7 @@ class Decoders:
         import transformers
 
         with tempfile.TemporaryDirectory() as directory:
-            huggingface.save_t5(directory, self.t5, self.text_params)
+            hf_t5.save_t5(directory, self.t5, self.text_params)
             model = transformers.T5ForConditionalGeneration.from_pretrained(directory).eval()
         table = self.text_table
         if space == "compact":
@@ -183,7 +183,7 @@ class Decoders:
     def _params(self, space: str) -> Any:
         params = self.text_params
         if space == "compact":
-            params = text_model.lend(params, self.as_text_V)
+            params = docid_vocabulary.initialize(params, self.as_text_V)
         return jax.device_put(jax.tree.map(jnp.asarray, params))
 
     def _found(self, tokens: Any, scores: Any, space: str) -> Found:

@@ -20,10 +20,10 @@ import jax
 import numpy as np
 
 from benchmarks import timing
-from dsi_jax.dense import top_k
-from dsi_jax.dense.embedding import DocumentEmbedder
-from dsi_jax.models import sizes
+from dsi_jax.models import t5_sizes
 from dsi_jax.models.dual_encoder import DualEncoderConfig, DualEncoderModel
+from dsi_jax.ranking import top_k
+from dsi_jax.ranking.document_embedder import DocumentEmbedder
 from dsi_jax.training import partitioning
 
 TOLERANCE = 1e-5  # of scores, cosines in float32
@@ -135,7 +135,7 @@ class _RandomInputs:
 
 def measure_embedding(args: argparse.Namespace) -> dict[str, Any]:
     """The line of the embedding of documents."""
-    t5 = getattr(sizes, args.model)(dtype=args.dtype)
+    t5 = getattr(t5_sizes, args.model)(dtype=args.dtype)
     model = DualEncoderModel(DualEncoderConfig(t5))
     inputs = _RandomInputs(args.embed, args.length, t5.vocab_size)
     text = inputs(np.arange(1))
@@ -172,7 +172,7 @@ def main() -> int:
     parser.add_argument("--queries", type=int, default=64, help="in a batch")
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--chunk_size", type=int, default=top_k.CHUNK_SIZE)
-    parser.add_argument("--model", default="t5_shallow", help="a name in dsi_jax.models.sizes")
+    parser.add_argument("--model", default="t5_shallow", help="a name in dsi_jax.models.t5_sizes")
     parser.add_argument("--dtype", default="float32", help="of the model's matrix products")
     parser.add_argument("--length", type=int, default=64, help="tokens of a document")
     parser.add_argument("--embed", type=int, default=1024, help="documents embedded in a round")

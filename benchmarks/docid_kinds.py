@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks import timing
-from dsi_jax.data import corpora
-from dsi_jax.docids.embeddings import TfidfSvd
-from dsi_jax.docids.learned import RQVAE, IRGen
-from dsi_jax.docids.oracle import oracle_recall
-from dsi_jax.docids.quantized import ProductQuantized, ResidualQuantized
-from dsi_jax.docids.random_control import Random
-from dsi_jax.docids.report import health
-from dsi_jax.docids.semantic import Semantic
+from dsi_jax.data.readers import load
+from dsi_jax.docids.embedders.text import TfidfSvd
+from dsi_jax.docids.health.oracle_recall import oracle_recall
+from dsi_jax.docids.health.report import health
+from dsi_jax.docids.kinds.learned import RQVAE, IRGen
+from dsi_jax.docids.kinds.quantized import ProductQuantized, ResidualQuantized
+from dsi_jax.docids.kinds.random_control import Random
+from dsi_jax.docids.kinds.semantic import Semantic
 from dsi_jax.docids.table import DocidTable
 
 BASE, LEARNED = "rq", ("rqvae", "irgen")
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the lines; the exit status is 0 if the learned kinds are above rq."""
     options = _parser().parse_args(argv)
     timing.pin(options.cores)
-    corpus = corpora.load_corpus(options.corpus)
+    corpus = load.load_corpus(options.corpus)
     embedder = TfidfSvd(options.dimensions)
     embeddings = embedder.embed(corpus.document_texts())
     timing.emit(kind="about", corpus=corpus.name, documents=len(corpus), **embedder.describe())

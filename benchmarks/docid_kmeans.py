@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import made_points, timing
-from dsi_jax.docids.semantic import Semantic
+from dsi_jax.docids.kinds.semantic import Semantic
 
 CLUSTERS, LEAF_SIZE = 10, 100
 LARGEST_EXCESS = 0.05  # of our leaf error over the best contender's

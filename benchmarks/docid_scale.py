@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks import index_build, made_points, timing
 from dsi_jax.decoding import trie as trie_lib
-from dsi_jax.docids.quantized import ResidualQuantized
-from dsi_jax.docids.semantic import Semantic
+from dsi_jax.docids.kinds.quantized import ResidualQuantized
+from dsi_jax.docids.kinds.semantic import Semantic
 
 KINDS = {
     "semantic": Semantic,

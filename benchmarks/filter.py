@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks import index_build, made_docids, static_peer, timing
-from dsi_jax.decoding.filters import alive_bits
+from dsi_jax.decoding.document_sets import alive_bits
 from dsi_jax.decoding.trie import Trie
 
 

@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--bandwidth_gbs", type=float, help="of the device's memory, in 1e9 bytes/s, e.g. 4800"
     )
-    parser.add_argument("--models", nargs="+", help="names in dsi_jax.models.sizes")
+    parser.add_argument("--models", nargs="+", help="names in dsi_jax.models.t5_sizes")
     parser.add_argument("--clip", choices=gpu_setting.CLIPS, help="towers of the image DSI")
     dtypes = ("float32", "bfloat16")
     parser.add_argument("--dtypes", nargs="+", choices=dtypes)

@@ -31,7 +31,7 @@ from dsi_jax.decoding.trie import Trie, build_trie
 from dsi_jax.docids.sorting import lexicographic_order
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.models.dsi import DSIModel
-from dsi_jax.searcher import Searcher, text_batch, to_host
+from dsi_jax.ranking.docid_ranker import DocidRanker, text_batch, to_host
 from dsi_jax.training.state import param_shapes
 
 SCORE_TOLERANCE = 1e-4  # absolute
@@ -71,7 +71,7 @@ def check_search(setting: Setting, kind: str) -> dict[str, Any]:
     results = {}
     for device in dict.fromkeys((reference, ours)):
         with jax.default_device(device), jax.default_matmul_precision("highest"):
-            search = Searcher(model, table, beam_size=setting.beam_sizes[0])
+            search = DocidRanker(model, table, beam_size=setting.beam_sizes[0])
             results[device] = to_host(
                 search.search(
                     jax.device_put(params, device), jax.device_put(text_batch(texts_BxS), device)
@@ -354,7 +354,7 @@ def live_beams(table: DocidTable, beam_size: int) -> list[int]:
 
 
 def search_of(model: DSIModel, rule: Constraint, beam_size: int) -> Search:
-    """A search on the device, as `Searcher` makes it but for any constraint."""
+    """A search on the device, as `DocidRanker` makes it but for any constraint."""
     search = make_search(model, beam_size=beam_size)
     rule = jax.device_put(rule, gpu_setting.device())
     return lambda params, batch: search(params, batch, rule)

@@ -7,15 +7,16 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from dsi_jax.docids.atomic import Atomic
-from dsi_jax.docids.naive import NaiveString
-from dsi_jax.docids.random_control import Random
+from dsi_jax.docids.kinds.atomic import Atomic
+from dsi_jax.docids.kinds.naive import NaiveString
+from dsi_jax.docids.kinds.random_control import Random
 from dsi_jax.docids.table import END_TOKEN, FIRST_CODE, DocidTable
-from dsi_jax.models import clip_sizes, sizes
-from dsi_jax.models.clip_config import ClipConfig
+from dsi_jax.models import t5_sizes
 from dsi_jax.models.dsi import DSIConfig, DSIModel, padded_vocab_size
+from dsi_jax.models.encoders import clip_sizes
+from dsi_jax.models.encoders.clip_config import ClipConfig
+from dsi_jax.models.encoders.config import TowersConfig
 from dsi_jax.models.t5 import T5Config
-from dsi_jax.models.towers_config import TowersConfig
 
 # By the file of gin/models that binds it.
 CLIPS: dict[str, Callable[..., ClipConfig]] = {
@@ -29,7 +30,7 @@ class Setting:
     """The sizes of all checks and measurements.
 
     Attributes:
-      models: files of gin/models (names in `dsi_jax.models.sizes`); the checks and the searches use
+      models: files of gin/models (names in `models.t5_sizes`); the checks and the searches use
         the first.
       clip: a file of gin/models, one of CLIPS: the towers of the image DSI.
       dtypes: of the matrix products, each trained and repeated.
@@ -62,7 +63,7 @@ class Setting:
     clip: str = "clip_b32"
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     layers: int | None = None
-    vocab: int = sizes.VOCAB_SIZE
+    vocab: int = t5_sizes.VOCAB_SIZE
     batch: int = 256
     check_batch: int = 16
     source: int = 64
@@ -128,7 +129,7 @@ def table(kind: str, setting: Setting) -> DocidTable:
 
 def t5_config(setting: Setting, name: str, dtype: str) -> T5Config:
     """The architecture that gin/models/<name>.gin binds, with runs/train.gin's DROPOUT_RATE."""
-    config = getattr(sizes, name)(vocab_size=setting.vocab, dropout_rate=0.1, dtype=dtype)
+    config = getattr(t5_sizes, name)(vocab_size=setting.vocab, dropout_rate=0.1, dtype=dtype)
     if setting.layers is None:
         return config
     layers = {"num_encoder_layers": setting.layers, "num_decoder_layers": setting.layers}

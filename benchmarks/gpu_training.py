@@ -26,9 +26,10 @@ import numpy as np
 from benchmarks import gpu_setting, timing
 from benchmarks.gpu_setting import Setting
 from dsi_jax.models.dsi import shift_right
-from dsi_jax.searcher import text_batch
-from dsi_jax.training import losses, partitioning, program
+from dsi_jax.ranking.docid_ranker import text_batch
+from dsi_jax.training import partitioning, program
 from dsi_jax.training.checkpoints import Checkpointer
+from dsi_jax.training.losses import cross_entropy
 from dsi_jax.training.optimizers import Adafactor
 from dsi_jax.training.schedules import Schedule
 from dsi_jax.training.state import TrainState, shardings_of
@@ -86,7 +87,7 @@ class Training:
             ),
             train_steps=LARGEST_STEPS,
             microbatches=1,
-            loss=functools.partial(losses.docid_loss, z_loss=Z_LOSS),
+            loss=functools.partial(cross_entropy.docid_loss, z_loss=Z_LOSS),
         )
         self.step, self.shapes = self._program.step, self._program.shapes
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from benchmarks import timing
-from dsi_jax import images, pixels
+from dsi_jax.inputs import image_files, pixels
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     size, canvas = options.size, options.canvas
     resize = jax.jit(lambda sent: pixels.squares(sent, size))
     sent = jax.device_put(_on_canvases(encoded, size, canvas))
-    squares = np.stack([images.read(one, size) for one in encoded])
+    squares = np.stack([image_files.read(one, size) for one in encoded])
     calls = {
-        "host": lambda: [images.read(one, size) for one in encoded],
+        "host": lambda: [image_files.read(one, size) for one in encoded],
         "canvas": lambda: _on_canvases(encoded, size, canvas),
     }
     if not options.alone:
@@ -80,7 +80,7 @@ def check(name: str, found: np.ndarray, expected: np.ndarray, whole: bool = True
 
 
 def _on_canvases(encoded: list[bytes], size: int, canvas: int) -> dict[str, np.ndarray]:
-    made = [images.on_canvas(images.decode(one), size, canvas) for one in encoded]
+    made = [image_files.on_canvas(image_files.decode(one), size, canvas) for one in encoded]
     return {"pixels": np.stack([one[0] for one in made]), "frames": np.stack([m[1] for m in made])}
 
 
@@ -89,7 +89,7 @@ def _processed(encoded: list[bytes], size: int) -> np.ndarray:
 
     sides = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     processor = CLIPImageProcessor(**sides, do_normalize=False)
-    found = processor([images.decode(one) for one in encoded], return_tensors="np")
+    found = processor([image_files.decode(one) for one in encoded], return_tensors="np")
     return np.round(found["pixel_values"] * 255).transpose(0, 2, 3, 1)
 
 

@@ -63,7 +63,7 @@ def _docids(text: str) -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model", default="t5_small", help="a name in dsi_jax.models.sizes")
+    add("--model", default="t5_small", help="a name in dsi_jax.models.t5_sizes")
     add("--documents", type=int, default=1_000_000)
     add(
         "--docids",

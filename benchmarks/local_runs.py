@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.small_corpus import write_corpus
-from tests.small_images import write_pictures
+from tests.fixtures.small_corpus import write_corpus
+from tests.fixtures.small_images import write_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, SAVED = 8, 4

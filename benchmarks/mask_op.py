@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import made_docids, static_peer, timing
 from dsi_jax.decoding import trie as trie_lib
 from dsi_jax.decoding.constraint import Span, TrieConstraint
-from dsi_jax.decoding.filters import DocumentSets, document_sets
+from dsi_jax.decoding.document_sets import DocumentSets, document_sets
 from dsi_jax.docids.table import FIRST_CODE
 
 CALLS = 20  # a round

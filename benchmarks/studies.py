@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import study_plots
-from dsi_jax.data import corpora
+from dsi_jax.data.readers import load
 
 KINDS = ("atomic", "naive", "semantic")
 # Every kind with its shape for some hundred to some thousand documents, where there is a choice.
@@ -261,7 +261,7 @@ def asked_twice(corpus: Path, out: Path, num_unseen: int = 150) -> Path:
     directory = out / "asked_twice"
     if directory.exists():
         return directory
-    whole = corpora.load_corpus(str(corpus))
+    whole = load.load_corpus(str(corpus))
     count = np.zeros(len(whole), int)
     for queries in whole.queries.values():
         np.add.at(count, np.concatenate(queries.relevant), 1)

@@ -28,14 +28,14 @@ from jax import lax
 from jax.sharding import SingleDeviceSharding
 
 from benchmarks import made_docids, mask_op, static_peer, timing
-from dsi_jax.ahead import report, topologies
 from dsi_jax.decoding import trie as trie_lib
 from dsi_jax.decoding.constraint import Constraint, Free, Span, TrieConstraint
-from dsi_jax.decoding.levels import Beams, Level, best_candidates
+from dsi_jax.decoding.decode_loop import Beams, Level, best_candidates
 from dsi_jax.docids.table import FIRST_CODE
-from dsi_jax.models import sizes
+from dsi_jax.jobs.precompile import report, topologies
+from dsi_jax.models import t5_sizes
 from dsi_jax.models.dsi import DSIConfig, DSIModel
-from dsi_jax.searcher import text_batch
+from dsi_jax.ranking.docid_ranker import text_batch
 
 
 class Setting(NamedTuple):
@@ -136,7 +136,7 @@ def fields(step: Cost, found: Mapping[str, Cost]) -> dict[str, Any]:
 
 def decoder_step(name: str, setting: Setting) -> tuple[Any, ...]:
     """The decoder's step from the beams' last tokens to logits [B, M, V], and its arguments."""
-    t5 = getattr(sizes, name)(dropout_rate=0.0, dtype="bfloat16")
+    t5 = getattr(t5_sizes, name)(dropout_rate=0.0, dtype="bfloat16")
     config = DSIConfig(t5, setting.codes + FIRST_CODE, setting.length)
     model = DSIModel(config)
     queries, beams = setting.queries, setting.beams
@@ -282,7 +282,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--topology", default="v5p:2x2x1", help="of which one device is taken")
-    add("--model", default="t5_1_1_base", help="a name in dsi_jax.models.sizes")
+    add("--model", default="t5_1_1_base", help="a name in dsi_jax.models.t5_sizes")
     add("--documents", type=int, default=1_000_000)
     add("--shapes", nargs="+", default=list(made_docids.SHAPES), choices=made_docids.SHAPES)
     add("--codes", type=int, default=2048, help="of a level")

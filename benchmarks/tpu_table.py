@@ -29,8 +29,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dsi_jax.ahead import topologies
-from dsi_jax.units import bytes_text, seconds_text
+from dsi_jax.jobs.precompile import topologies
+from dsi_jax.utils.units import bytes_text, seconds_text
 
 RESULTS = Path(__file__).parent / "results" / "tpu_table.jsonl"
 NUM_DOCUMENTS = 100_000

@@ -26,12 +26,12 @@ import torch
 import transformers
 
 from benchmarks import timing
-from dsi_jax.convert import huggingface, text_model
-from dsi_jax.docids.naive import NaiveString
-from dsi_jax.models import sizes
+from dsi_jax.convert import docid_vocabulary, hf_t5
+from dsi_jax.docids.kinds.naive import NaiveString
+from dsi_jax.models import t5_sizes
 from dsi_jax.models.dsi import DSIConfig, DSIModel, shift_right
 from dsi_jax.models.t5 import T5Config
-from dsi_jax.searcher import text_batch
+from dsi_jax.ranking.docid_ranker import text_batch
 from dsi_jax.training import partitioning
 from dsi_jax.training.optimizers import AdamW
 from dsi_jax.training.schedules import Schedule
@@ -163,7 +163,7 @@ def assert_equal_losses(ours: Step, theirs: Step, dtype: str) -> list[list[float
 
 def compare(args: argparse.Namespace, cores: int) -> dict[str, Any]:
     """Builds the contenders, compares their losses, times them; the fields of the line."""
-    t5: T5Config = getattr(sizes, args.model)(dropout_rate=0.0, dtype=args.dtype)
+    t5: T5Config = getattr(t5_sizes, args.model)(dropout_rate=0.0, dtype=args.dtype)
     compact_batch, as_text_V = random_batch(
         np.random.default_rng(0), args.batch, args.source, t5.vocab_size
     )
@@ -173,14 +173,16 @@ def compare(args: argparse.Namespace, cores: int) -> dict[str, Any]:
     compact = DSIConfig(t5, len(as_text_V), length)
     params = _random_params(text, batch)
     with tempfile.TemporaryDirectory() as directory:
-        huggingface.save_t5(directory, t5, params)
+        hf_t5.save_t5(directory, t5, params)
         torch.set_num_threads(cores)
         theirs = torch_step(directory, batch, args.dtype, args.torch_compile)
     precision = "highest" if args.dtype == "float32" else "default"
     steps = {
         "torch": theirs,
         "text": our_step(text, params, batch, precision),
-        "compact": our_step(compact, text_model.lend(params, as_text_V), compact_batch, precision),
+        "compact": our_step(
+            compact, docid_vocabulary.initialize(params, as_text_V), compact_batch, precision
+        ),
     }
     losses = assert_equal_losses(steps["text"], steps["torch"], args.dtype)
     timings = timing.measure(steps, rounds=args.rounds)
@@ -224,7 +226,7 @@ def _random_params(config: DSIConfig, batch: dict[str, Any]) -> Any:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="t5_small", help="a name in dsi_jax.models.sizes")
+    parser.add_argument("--model", default="t5_small", help="a name in dsi_jax.models.t5_sizes")
     parser.add_argument("--dtype", choices=tuple(TOLERANCES), default="float32")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--source", type=int, default=32, help="tokens of a text")

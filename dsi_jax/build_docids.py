@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 
-from dsi_jax import cli, terminal
+from dsi_jax.cli import flags, terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Builds a docid table (and what it needs) and prints its health report."""
-    return cli.launch(
-        "dsi_jax.prepare:build_docids", "Build a docid table.", argv, prog="dsi-jax docids"
+    return flags.launch(
+        "dsi_jax.jobs.build_docids:build_docids",
+        "Build a docid table.",
+        argv,
+        prog="dsi-jax docids",
     )
 
 

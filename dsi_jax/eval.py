@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from dsi_jax import cli, terminal
+from dsi_jax.cli import flags, terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates a checkpoint on a split of a corpus or task."""
-    return cli.launch(
-        "dsi_jax.inference:evaluate", "Evaluate a checkpoint.", argv, prog="dsi-jax eval"
+    return flags.launch(
+        "dsi_jax.jobs.evaluate:evaluate", "Evaluate a checkpoint.", argv, prog="dsi-jax eval"
     )
 
 

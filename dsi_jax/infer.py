@@ -4,11 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dsi_jax import cli, terminal
+from dsi_jax.cli import flags, terminal
 
 MODES = {
-    "rank": ("dsi_jax.inference:infer", "Rank documents for a file of queries."),
-    "embed": ("dsi_jax.embed:embed", "Embed the documents of a corpus to a file."),
+    "rank": ("dsi_jax.jobs.infer:infer", "Rank documents for a file of queries."),
+    "embed": ("dsi_jax.jobs.embed:embed", "Embed the documents of a corpus to a file."),
 }
 
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     target, description = MODES[chosen.mode]
     if chosen.mode == "rank":
         description += " --mode=embed embeds documents instead (runs/embed.gin)."
-    return cli.launch(target, description, rest, prog="dsi-jax infer")
+    return flags.launch(target, description, rest, prog="dsi-jax infer")
 
 
 if __name__ == "__main__":

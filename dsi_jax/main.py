@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from dsi_jax import __version__, terminal
+from dsi_jax import __version__
+from dsi_jax.cli import terminal
 
 MODES = {
     "docids": ("dsi_jax.build_docids", "build a docid table and report on its health"),

@@ -3,14 +3,14 @@
 import os
 from collections.abc import Sequence
 
-from dsi_jax import cli, terminal
+from dsi_jax.cli import flags, terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compiles a run's programs for a machine that is not here, and says what they need."""
     os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: no accelerator is of use here
-    return cli.launch(
-        "dsi_jax.precompiler:precompile",
+    return flags.launch(
+        "dsi_jax.jobs.precompile.job:precompile",
         "Compile a run for a TPU slice or for GPUs that are not here.",
         argv,
         prog="dsi-jax precompile",

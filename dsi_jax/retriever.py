@@ -10,7 +10,6 @@ specification as plain JSON.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,49 +18,32 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from dsi_jax import checks, tokenizers
-from dsi_jax import searcher as searcher_lib
-from dsi_jax.allowed import Allowed, Listed, Lists, rows_of
 from dsi_jax.decoding.strategies import BeamSearch, Decoding
-from dsi_jax.dense.store import EmbeddingStore
 from dsi_jax.docids.table import DocidTable
-from dsi_jax.documents import Documents, FullTexts
-from dsi_jax.inputs import pad_rows
+from dsi_jax.inputs import tokenizer
+from dsi_jax.inputs.encoder_inputs import pad_rows
+from dsi_jax.inputs.streams import IMAGE, TEXT
 from dsi_jax.methods.base import Collection, Method
 from dsi_jax.methods.dsi import DSI
 from dsi_jax.methods.registry import method_of
-from dsi_jax.models import transposing
+from dsi_jax.models import transposed_kernels
 from dsi_jax.models.dsi import DSIModel
-from dsi_jax.models.streams import IMAGE, TEXT
+from dsi_jax.ranking import docid_ranker
+from dsi_jax.ranking.allow_lists import AllowLists, Listed, Lists, rows_of
+from dsi_jax.ranking.hits import Hit
+from dsi_jax.storage import model_dir as model_dir_lib
+from dsi_jax.storage.documents import Documents, FullTexts
+from dsi_jax.storage.embeddings import EmbeddingStore
 from dsi_jax.training import checkpoints
 
 _BATCH_SIZES = (1, 8, 64)  # one compiled program each
-
-
-@dataclasses.dataclass(frozen=True)
-class Hit:
-    """A ranked document.
-
-    Attributes:
-      key: the document's string name.
-      row: its position in the corpus.
-      score: of a DSI, the log-probability of its docid given the query (natural log).
-      title: its title, "" where the corpus has none.
-      text: its text, "" where the documents are not stored beside the model.
-    """
-
-    key: str
-    row: int
-    score: float
-    title: str = ""
-    text: str = ""
 
 
 class Retriever:
     """Searches one trained index. `load` is the usual way to make one.
 
     Attributes:
-      model: the model; on CPUs with transposed kernels (`dsi_jax.models.transposing`).
+      model: the model; on CPUs with transposed kernels (`dsi_jax.models.transposed_kernels`).
       params: its parameters.
       collection: docids, texts and tokenizer.
       documents: keys, titles and texts to show, or None where they are not stored beside the model.
@@ -87,8 +69,8 @@ class Retriever:
         self.step = step
         self.metadata = dict(metadata or {})
         self.method = method
-        if isinstance(model, DSIModel) and transposing.pays():
-            model, params = transposing.for_search(model, params)
+        if isinstance(model, DSIModel) and transposed_kernels.pays():
+            model, params = transposed_kernels.for_search(model, params)
         self.model = model
         self.params = jax.device_put(params)
         self.collection = collection
@@ -128,7 +110,7 @@ class Retriever:
           ValueError: no whole checkpoint, or nowhere the docid table that it was trained with
             (the places that were searched, and what lies there).
         """
-        model_dir = checks.model_directory(model_dir)
+        model_dir = model_dir_lib.model_directory(model_dir)
         directory = (
             checkpoints.latest_checkpoint(model_dir)
             if step is None
@@ -148,7 +130,7 @@ class Retriever:
             collection=Collection(
                 table=table,
                 texts=texts,
-                tokenizer=tokenizers.from_spec(metadata["tokenizer"]),
+                tokenizer=tokenizer.from_spec(metadata["tokenizer"]),
                 lengths=metadata["task_feature_lengths"],
                 image_size=metadata.get("image_size"),
                 image_canvas=metadata.get("image_canvas"),
@@ -252,7 +234,7 @@ class Retriever:
             raise ValueError(f"k is {k}; expected at least 1")
         if not self._encodes(modality):
             raise ValueError(f"the index was not trained with {modality}s and cannot read them")
-        allowed = Allowed(self.collection.table.keys, len(queries), allow=allow, deny=deny)
+        allowed = AllowLists(self.collection.table.keys, len(queries), allow=allow, deny=deny)
         inputs = self.collection.inputs
         encode = inputs.images if modality == IMAGE else inputs.texts
         beam_size = self._capped(max(k, self._beam_size))
@@ -263,7 +245,7 @@ class Retriever:
             batch = {modality: pad_rows(encode(chunk), size)}
             mine = allowed.of(slice(start, start + len(chunk)), size)
             result = self._ranker.search(self.params, batch, beam_size, mine)
-            ranked += self._hits(searcher_lib.to_host(result), len(chunk), k)
+            ranked += self._hits(docid_ranker.to_host(result), len(chunk), k)
         return ranked
 
     def _hits(self, result: Any, num_queries: int, k: int) -> list[list[Hit]]:
@@ -286,7 +268,7 @@ class Retriever:
         return (towers.text if modality == TEXT else towers.image) is not None
 
     def _capped(self, beam_size: int) -> int:
-        return searcher_lib.cap_beams(beam_size, self.collection.table, self._constraint)
+        return docid_ranker.cap_beams(beam_size, self.collection.table, self._constraint)
 
     def _hit(self, row: int, score: float) -> Hit:
         if self.documents is None:

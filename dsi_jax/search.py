@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from dsi_jax import terminal
+from dsi_jax.cli import terminal
 from dsi_jax.decoding.strategies import BeamSearch, Decoding, Greedy, Sampling
-from dsi_jax.report import as_text
-from dsi_jax.retriever import Hit, Retriever
+from dsi_jax.ranking.hits import Hit, as_text
+from dsi_jax.retriever import Retriever
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 
-from dsi_jax import cli, terminal
+from dsi_jax.cli import flags, terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, or goes on with, the index that the gin files describe."""
-    return cli.launch(
-        "dsi_jax.trainer:train", "Train a differentiable search index.", argv, prog="dsi-jax train"
+    return flags.launch(
+        "dsi_jax.jobs.trainer:train",
+        "Train a differentiable search index.",
+        argv,
+        prog="dsi-jax train",
     )
 
 

@@ -12,7 +12,8 @@
 import functools
 from pathlib import Path
 
-from dsi_jax.data import image_corpora, image_registration
+from dsi_jax.data.readers import image_corpora
+from dsi_jax.data.seqio_tasks import images as image_tasks
 
 
 def register(name: str, images: str | Path, captions: str | Path, seed: int = 42) -> None:
@@ -27,7 +28,7 @@ def register(name: str, images: str | Path, captions: str | Path, seed: int = 42
     Raises:
       ValueError: if the names are taken by other content.
     """
-    image_registration.register_lazily(
+    image_tasks.register_lazily(
         name,
         functools.partial(
             image_corpora.load_image_corpus,

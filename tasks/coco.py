@@ -1,4 +1,4 @@
-"""Tasks and mixtures of COCO's captions in Karpathy's splits (see `dsi_jax.data.tfds_images`).
+"""Tasks and mixtures of COCO's captions in Karpathy's splits (see `data.readers.tfds_images`).
 
 `coco_captions_indexing`, `coco_captions_retrieval`, `coco_captions_dsi` and `coco_captions_pairs`.
 Importing this module reads nothing: the data, built before, is read when its examples are first
@@ -7,12 +7,13 @@ asked for.
 
 import functools
 
-from dsi_jax.data import image_corpora, image_registration
-from dsi_jax.data.tfds_images import SPECS
+from dsi_jax.data.readers import image_corpora
+from dsi_jax.data.readers.tfds_images import SPECS
+from dsi_jax.data.seqio_tasks import images as image_tasks
 
 _counts = SPECS["coco_captions"].counts
 
-image_registration.register_lazily(
+image_tasks.register_lazily(
     "coco_captions",
     functools.partial(image_corpora.load_image_corpus, "coco_captions", seed=42),
     retrieval=("train", "dev", "test"),

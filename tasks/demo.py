@@ -1,5 +1,6 @@
-"""Tasks of demo_text, the corpus that is on every machine (see `dsi_jax.data.demo_text`)."""
+"""Tasks of demo_text, the corpus that is on every machine (see `data.readers.demo_text`)."""
 
-from dsi_jax.data import corpora, registration
+from dsi_jax.data.readers import load
+from dsi_jax.data.seqio_tasks import text as text_tasks
 
-TASKS = registration.register_corpus_tasks(corpora.load_corpus("demo_text"))
+TASKS = text_tasks.register_corpus_tasks(load.load_corpus("demo_text"))

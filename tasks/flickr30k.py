@@ -1,4 +1,4 @@
-"""Tasks and mixtures of Flickr30k in Karpathy's splits (see `dsi_jax.data.tfds_images`).
+"""Tasks and mixtures of Flickr30k in Karpathy's splits (see `dsi_jax.data.readers.tfds_images`).
 
 `flickr30k_indexing`, `flickr30k_retrieval`, `flickr30k_dsi` and `flickr30k_pairs`. Importing this
 module reads nothing: the data, built before, is read when its examples are first asked for.
@@ -6,12 +6,13 @@ module reads nothing: the data, built before, is read when its examples are firs
 
 import functools
 
-from dsi_jax.data import image_corpora, image_registration
-from dsi_jax.data.tfds_images import SPECS
+from dsi_jax.data.readers import image_corpora
+from dsi_jax.data.readers.tfds_images import SPECS
+from dsi_jax.data.seqio_tasks import images as image_tasks
 
 _counts = SPECS["flickr30k"].counts
 
-image_registration.register_lazily(
+image_tasks.register_lazily(
     "flickr30k",
     functools.partial(image_corpora.load_image_corpus, "flickr30k", seed=42),
     retrieval=("train", "dev", "test"),

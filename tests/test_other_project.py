@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.installed import ROOT, build_wheel, copy_checkout, environment, install, python
+from tests.fixtures.installed import ROOT, build_wheel, copy_checkout, environment, install, python
 
 PROJECT = ROOT / "tests" / "other_project"
 GUIDE = ROOT / "docs" / "other_projects.md"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.installed import ROOT, build_wheel, copy_checkout, install, python
+from tests.fixtures.installed import ROOT, build_wheel, copy_checkout, install, python
 
 PROGRAM = """
 import dsi_jax, dsi_jax.tasks, pathlib

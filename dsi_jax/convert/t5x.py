@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from dsi_jax.convert import t5x_files, text_model
-from dsi_jax.convert.text_model import Params
-from dsi_jax.models import stacking
+from dsi_jax.convert import docid_vocabulary, t5x_files
+from dsi_jax.convert.docid_vocabulary import Params
+from dsi_jax.models import layer_stacking
 from dsi_jax.models.t5 import T5Config
 
 _ATTENTION = re.compile(r".*/(?:self_|encoder_decoder_)?attention/(query|key|value|out)/kernel")
@@ -72,16 +72,16 @@ def _config(directory: Path, shapes: Shapes) -> T5Config:
             f"{directory} does not hold a T5 as T5X names its parameters: {error} (it has "
             f"{len(shapes)}, for example {min(shapes, default='none')})"
         ) from error
-    text_model.check_shapes(shapes, text_model.parameter_shapes(config), str(directory))
+    docid_vocabulary.check_shapes(shapes, docid_vocabulary.parameter_shapes(config), str(directory))
     return config
 
 
 def _inferred_config(shapes: Shapes) -> T5Config:
-    scanned = any(map(stacking.is_stacked, shapes))
+    scanned = any(map(layer_stacking.is_stacked, shapes))
 
     def depth(stack: str) -> int:
         if scanned:
-            return shapes[f"{stack}/{stack}/pre_mlp_layer_norm/scale"][stacking.AXIS]
+            return shapes[f"{stack}/{stack}/pre_mlp_layer_norm/scale"][layer_stacking.AXIS]
         layers = {path.split("/")[1] for path in shapes if path.startswith(f"{stack}/layers_")}
         return len(layers)
 
@@ -115,7 +115,7 @@ def _shapes(target: Mapping[str, t5x_files.StoredArray]) -> Shapes:
 def _joined_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a kernel of attention with heads and head size joined; any other as it is."""
     match = _ATTENTION.fullmatch(path)
-    stacked = stacking.is_stacked(path)
+    stacked = layer_stacking.is_stacked(path)
     if match is None or len(shape) != 3 + stacked:
         return shape
     if match.group(1) != "out":
@@ -127,5 +127,5 @@ def _joined_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _with_joined_heads(path: str, value: np.ndarray) -> np.ndarray:
     shape = _joined_shape(path, value.shape)
     if value.ndim == 4 and path.endswith("/out/kernel"):
-        value = np.moveaxis(value, stacking.AXIS, 2)  # [H, P, N, D]
+        value = np.moveaxis(value, layer_stacking.AXIS, 2)  # [H, P, N, D]
     return value.reshape(shape)

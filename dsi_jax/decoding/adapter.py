@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dsi_jax.decoding.constraint import Constraint
-from dsi_jax.decoding.levels import DecodeFns
+from dsi_jax.decoding.decode_loop import DecodeFns
 from dsi_jax.decoding.result import BeamResult
 from dsi_jax.decoding.score import score_tokens
 from dsi_jax.decoding.strategies import BeamSearch, Decoding

@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 
-from dsi_jax.decoding import finished as finished_lib
-from dsi_jax.decoding.atomic import atomic_search
+from dsi_jax.decoding import finished_pool
 from dsi_jax.decoding.constraint import Constraint, TrieConstraint
-from dsi_jax.decoding.levels import Beams, DecodeFns, Level, best_candidates, decode_levels
+from dsi_jax.decoding.decode_loop import Beams, DecodeFns, Level, best_candidates, decode_levels
 from dsi_jax.decoding.result import BeamResult, Docids, documents_of
+from dsi_jax.decoding.single_token import atomic_search
 
 __all__ = ["BeamResult", "DecodeFns", "beam_search"]
 
@@ -23,7 +23,7 @@ def beam_search(
     beam_size: int,
     num_results: int | None = None,
     renormalize: bool = False,
-    finished: finished_lib.AsGenerate | None = None,
+    finished: finished_pool.AsGenerate | None = None,
 ) -> BeamResult:
     """Finds the ``beam_size`` best docids of each query.
 
@@ -81,11 +81,11 @@ def beam_search(
             memory,
             mask,
             constraint=constraint,
-            pick=finished_lib.Pooling(beam_size, finished),
-            extra=finished_lib.empty_pool(mask.shape[0], beam_size, constraint.length),
+            pick=finished_pool.Pooling(beam_size, finished),
+            extra=finished_pool.empty_pool(mask.shape[0], beam_size, constraint.length),
             renormalize=renormalize,
         )
-        docids = finished_lib.docids_of(pool, constraint)
+        docids = finished_pool.docids_of(pool, constraint)
     return documents_of(constraint, docids, num_results)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsi_jax.decoding import trie as trie_lib
-from dsi_jax.decoding.filters import DocumentSets, bits_from
+from dsi_jax.decoding.document_sets import DocumentSets, bits_from
 from dsi_jax.docids.table import END_TOKEN, PAD_TOKEN
 
 _NARROW = 64  # levels of so few children are decoded as if they had as many as the widest of them

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dsi_jax.decoding.constraint import Constraint
-from dsi_jax.decoding.levels import follow
+from dsi_jax.decoding.decode_loop import follow
 from dsi_jax.docids.table import PAD_TOKEN
 
 

@@ -7,10 +7,10 @@ import jax
 
 from dsi_jax.decoding.beam import beam_search
 from dsi_jax.decoding.constraint import Constraint
-from dsi_jax.decoding.finished import AsGenerate
-from dsi_jax.decoding.levels import DecodeFns
+from dsi_jax.decoding.decode_loop import DecodeFns
+from dsi_jax.decoding.finished_pool import AsGenerate
 from dsi_jax.decoding.result import BeamResult, documents_of
-from dsi_jax.decoding.sample import distinct, sample_docids
+from dsi_jax.decoding.sampling import distinct, sample_docids
 
 
 class Decoding(Protocol):

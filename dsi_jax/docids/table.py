@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from dsi_jax.columns import open_columns, string_arrays, write_columns
 from dsi_jax.docids.sorting import lexicographic_order, packed
+from dsi_jax.storage.string_columns import open_columns, string_arrays, write_columns
 
 PAD_TOKEN = 0
 END_TOKEN = 1

@@ -9,9 +9,9 @@ import dataclasses
 
 import numpy as np
 
-from dsi_jax.docids import text
+from dsi_jax.docids.kinds import title
 from dsi_jax.docids.table import END_TOKEN, FIRST_CODE, PAD_TOKEN, DocidTable, token_dtype
-from dsi_jax.tokenizers import Tokenizer
+from dsi_jax.inputs.tokenizer import Tokenizer
 
 NUM_SENTINELS = 100  # T5's <extra_id_0> to <extra_id_99>
 _ATOMIC = "atomic"
@@ -42,7 +42,7 @@ def spell(table: DocidTable, tokenizer: Tokenizer, vocab_size: int | None = None
     Args:
       table: docids in a vocabulary of their own.
       tokenizer: of the text.
-      vocab_size: tokens of the model's text vocabulary, the lender's where weights are borrowed;
+      vocab_size: tokens of the model's text vocabulary, a borrowed checkpoint's;
         None: `least_vocab_size`.
 
     Returns:
@@ -63,9 +63,9 @@ def spell(table: DocidTable, tokenizer: Tokenizer, vocab_size: int | None = None
         tokens = table.tokens.astype(np.int64) - FIRST_CODE + vocab_size
         vocab_size += table.vocab_size - FIRST_CODE
         variable_length = table.variable_length
-    elif table.kind == text.Title.kind:
+    elif table.kind == title.Title.kind:
         _check_ends(tokenizer)
-        tokens = text.text_tokens(table, tokenizer)[table.tokens]
+        tokens = title.text_tokens(table, tokenizer)[table.tokens]
         variable_length = table.variable_length
     else:
         _check_ends(tokenizer)

@@ -14,15 +14,15 @@ from jax.sharding import Mesh
 
 from dsi_jax.decoding.result import BeamResult
 from dsi_jax.decoding.strategies import BeamSearch, Decoding
-from dsi_jax.dense.documents import AbsentImages, DocumentInputs, ImageInputs
-from dsi_jax.dense.store import EmbeddingStore
-from dsi_jax.dense.top_k import Ranking
 from dsi_jax.docids.table import DocidTable
-from dsi_jax.images import ImageSource
-from dsi_jax.inputs import Inputs
+from dsi_jax.inputs.encoder_inputs import Inputs
+from dsi_jax.inputs.image_files import ImageSource
+from dsi_jax.inputs.tokenizer import Tokenizer
+from dsi_jax.models.encoders.config import TowersConfig
 from dsi_jax.models.t5 import T5Config
-from dsi_jax.models.towers_config import TowersConfig
-from dsi_jax.tokenizers import Tokenizer
+from dsi_jax.ranking.document_inputs import AbsentImages, DocumentInputs, ImageInputs
+from dsi_jax.ranking.top_k import Ranking
+from dsi_jax.storage.embeddings import EmbeddingStore
 from dsi_jax.training import partitioning
 from dsi_jax.training.step import Metrics
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from dsi_jax import checks
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.methods.dense import Dense
 from dsi_jax.models.contrastive import ContrastiveConfig, ContrastiveModel
+from dsi_jax.models.encoders.config import TowersConfig
 from dsi_jax.models.t5 import T5Config
-from dsi_jax.models.towers_config import TowersConfig
+from dsi_jax.utils import checks
 
 
 @dataclasses.dataclass(frozen=True)

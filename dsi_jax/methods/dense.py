@@ -10,12 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dsi_jax.decoding.strategies import BeamSearch, Decoding
-from dsi_jax.dense.documents import DocumentInputs, ImageInputs
-from dsi_jax.dense.searcher import DenseSearcher
+from dsi_jax.inputs.streams import MODALITIES
 from dsi_jax.methods.base import Collection, Stream
 from dsi_jax.models.dual_encoder import Embeddings
-from dsi_jax.models.streams import MODALITIES
-from dsi_jax.training import contrastive, partitioning
+from dsi_jax.ranking.dense_ranker import DenseRanker
+from dsi_jax.ranking.document_inputs import DocumentInputs, ImageInputs
+from dsi_jax.training import partitioning
+from dsi_jax.training.losses import contrastive
 from dsi_jax.training.step import Metrics
 
 
@@ -53,7 +54,7 @@ class Dense:
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
         rows: np.ndarray | None = None,
         decoding: Decoding = BeamSearch(),
-    ) -> DenseSearcher:
+    ) -> DenseRanker:
         """See `base.Method`."""
         if constraint != "trie":
             raise ValueError(
@@ -65,7 +66,7 @@ class Dense:
                 f"DECODING is {decoding}; {self.who_ranks} documents and decode nothing: expected "
                 f"{BeamSearch()}"
             )
-        return DenseSearcher(
+        return DenseRanker(
             model,
             collection.document_inputs,
             beam_size=beam_size,

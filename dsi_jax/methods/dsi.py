@@ -9,23 +9,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dsi_jax import checks
-from dsi_jax import searcher as searcher_lib
 from dsi_jax.decoding.strategies import BeamSearch, Decoding
 from dsi_jax.docids import text_space
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.methods.base import Collection, Stream
-from dsi_jax.models.dsi import (
-    COMPACT_SPACE,
-    TEXT_SPACE,
-    DSIConfig,
-    DSIModel,
-    padded_vocab_size,
-)
+from dsi_jax.models.dsi import COMPACT_SPACE, TEXT_SPACE, DSIConfig, DSIModel, padded_vocab_size
+from dsi_jax.models.encoders.config import TowersConfig
 from dsi_jax.models.t5 import T5Config
-from dsi_jax.models.towers_config import TowersConfig
-from dsi_jax.training import losses, partitioning
+from dsi_jax.ranking import docid_ranker
+from dsi_jax.training import partitioning
+from dsi_jax.training.losses import cross_entropy
 from dsi_jax.training.step import Metrics
+from dsi_jax.utils import checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +77,13 @@ class DSI:
 
     def train_loss(self, outputs: jax.Array, batch: Any) -> tuple[jax.Array, Metrics]:
         """See `base.Method`."""
-        return losses.docid_loss(
+        return cross_entropy.docid_loss(
             outputs, batch, z_loss=self.z_loss, label_smoothing=self.label_smoothing
         )
 
     def eval_loss(self, outputs: jax.Array, batch: Any) -> tuple[jax.Array, Metrics]:
         """See `base.Method`: without z-loss and label smoothing."""
-        return losses.docid_loss(outputs, batch)
+        return cross_entropy.docid_loss(outputs, batch)
 
     def new_ranker(
         self,
@@ -101,12 +96,12 @@ class DSI:
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
         rows: np.ndarray | None = None,
         decoding: Decoding = BeamSearch(),
-    ) -> searcher_lib.Searcher:
+    ) -> docid_ranker.DocidRanker:
         """See `base.Method`."""
-        return searcher_lib.Searcher(
+        return docid_ranker.DocidRanker(
             model,
             collection.table,
-            beam_size=searcher_lib.cap_beams(beam_size, collection.table, constraint, rows),
+            beam_size=docid_ranker.cap_beams(beam_size, collection.table, constraint, rows),
             constraint=constraint,
             mesh=mesh,
             rules=rules,

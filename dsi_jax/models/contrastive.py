@@ -12,12 +12,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dsi_jax.models import streams
-from dsi_jax.models.clip_config import ClipConfig
+from dsi_jax.inputs import streams
+from dsi_jax.inputs.pixels import normalize, squares
+from dsi_jax.inputs.streams import IMAGE, TEXT
 from dsi_jax.models.dual_encoder import LARGEST_SCALE, Embeddings
-from dsi_jax.models.streams import IMAGE, TEXT
-from dsi_jax.models.towers_config import Towers
-from dsi_jax.pixels import normalize, squares
+from dsi_jax.models.encoders.clip_config import ClipConfig
+from dsi_jax.models.encoders.config import Towers
 
 _INITIAL_SCALE = 1 / 0.07  # of CLIP, section 2.5
 
@@ -54,7 +54,7 @@ class ContrastiveModel(nn.Module):
 
     def setup(self) -> None:
         # Transformers' CLIP takes seconds to import: only who has towers pays for it.
-        from dsi_jax.models import clip
+        from dsi_jax.models.encoders import clip
 
         config = self.config
         self.clip = clip.Clip(ClipConfig(config.text, config.image, config.embedding_dim))
@@ -64,7 +64,7 @@ class ContrastiveModel(nn.Module):
 
         Args:
           batch: the streams of queries, see `DSIModel.encode`, and {"document": images}, see
-            `dsi_jax.pixels`; further entries are ignored.
+            `dsi_jax.inputs.pixels`; further entries are ignored.
           deterministic: of no effect, CLIP has no dropout.
         """
         scale = jnp.float32(_INITIAL_SCALE)
@@ -86,7 +86,7 @@ class ContrastiveModel(nn.Module):
     def encode_document(
         self, document: Mapping[str, jax.Array], *, deterministic: bool = True
     ) -> jax.Array:
-        """Embeddings float32 [B, E] of images, see `dsi_jax.pixels`."""
+        """Embeddings float32 [B, E] of images, see `dsi_jax.inputs.pixels`."""
         del deterministic
         image = self.config.image
         pixels_BxYxXx3 = squares(document, image.image_size)

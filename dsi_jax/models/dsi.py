@@ -12,9 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dsi_jax.models import layers, streams, t5
-from dsi_jax.models.streams import IMAGE, TEXT
-from dsi_jax.models.towers_config import TowersConfig
+from dsi_jax.inputs import streams
+from dsi_jax.inputs.streams import IMAGE, TEXT
+from dsi_jax.models import layers, t5
+from dsi_jax.models.encoders.config import TowersConfig
 
 COMPACT_SPACE, TEXT_SPACE = DOCID_SPACES = ("compact", "text")
 
@@ -147,7 +148,7 @@ class DSIModel(nn.Module):
 
         Args:
           batch: {"text": {"tokens": int32 [b, S], "mask": [b, S]}, "image": images, see
-            `dsi_jax.pixels`}, one of them or both; no encoder runs on an absent example.
+            `dsi_jax.inputs.pixels`}, one of them or both; no encoder runs on an absent example.
           deterministic: False applies dropout.
 
         Returns:

@@ -72,7 +72,7 @@ class Dense(nn.Module):
       kernel_init: initialiser of the kernel.
       dtype: dtype of the product's operands.
       output_dtype: dtype of the result and of the accumulation; `dtype` if None.
-      transposed: whether the kernel is [output, input], see `dsi_jax.models.transposing`.
+      transposed: whether the kernel is [output, input], see `dsi_jax.models.transposed_kernels`.
     """
 
     features: int

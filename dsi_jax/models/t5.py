@@ -9,7 +9,7 @@ With `scan_layers` one layer is compiled and scanned over N sets of parameters, 
 does not grow with depth. As in T5X's scalable_t5 the layers lie under `encoder/encoder` and
 `decoder/decoder`, each parameter stacked on axis 1 (the scale of a norm is [D, N], a kernel
 [D, N, F]), with the logical axis "layers", which is never split among devices.
-`dsi_jax.models.stacking` converts both ways. The kernels of attention keep heads and head size
+`models.layer_stacking` converts both ways. The kernels of attention keep heads and head size
 joined, where scalable_t5 has an axis of each.
 """
 
@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dsi_jax.models import layers, stacking
+from dsi_jax.models import layer_stacking, layers
 
 LayerCache = dict[str, jax.Array]
 
@@ -51,7 +51,7 @@ class T5Config:
       relpos_max_distance: distance from which on all share a bucket.
       layer_norm_epsilon: added to the mean square.
       transposed_kernels: kernels are [output, input], only ever in memory; see
-        `dsi_jax.models.transposing`.
+        `dsi_jax.models.transposed_kernels`.
 
     Raises:
       ValueError: a value is out of its range.
@@ -456,7 +456,7 @@ def _scan(apply: Callable[..., Any], depth: int, in_axes: Any = 0) -> Callable[.
     """`apply(layer, carry, *xs) -> (carry, ys)` over the stacked parameters of `depth` layers."""
     return nn.scan(
         apply,
-        variable_axes={"params": stacking.AXIS},
+        variable_axes={"params": layer_stacking.AXIS},
         split_rngs={"params": True, "dropout": True},
         in_axes=in_axes,
         length=depth,

@@ -15,26 +15,26 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def apply_assignment_map(
-    params: Mapping[str, Any], lender_params: Mapping[str, Any], assignment_map: AssignmentMap
+    params: Mapping[str, Any], pretrained_params: Mapping[str, Any], assignment_map: AssignmentMap
 ) -> dict[str, Any]:
-    """Replaces parameters by a lender's.
+    """Replaces parameters by a pretrained checkpoint's.
 
     Args:
       params: nested dict of jax.Arrays, as initialised; they keep their dtypes and shardings.
-      lender_params: nested dict of NumPy arrays (or jax.Arrays held whole by every process).
+      pretrained_params: nested dict of NumPy arrays (or jax.Arrays held whole by every process).
       assignment_map: (regex, replacement): the first regex that matches the whole path of a
         parameter (parts joined by `/`) decides. The replacement, which may refer to groups
-        (`\\1`), is the lender's path; None keeps the parameter as initialised. A parameter
-        that no regex matches is taken from the same path of the lender.
+        (`\\1`), is the checkpoint's path; None keeps the parameter as initialised. A parameter
+        that no regex matches is taken from the same path of the checkpoint.
 
     Returns:
-      The new nested dict. Parameters of the lender that nobody took are logged.
+      The new nested dict. Parameters of the checkpoint that nobody took are logged.
 
     Raises:
-      ValueError: a regex matches no parameter, the lender lacks a path, or shapes differ.
+      ValueError: a regex matches no parameter, the checkpoint lacks a path, or shapes differ.
     """
     flat = traverse_util.flatten_dict(params, sep="/")
-    lender = traverse_util.flatten_dict(lender_params, sep="/")
+    pretrained = traverse_util.flatten_dict(pretrained_params, sep="/")
     unmatched = [pattern for pattern, _ in assignment_map]
     taken = set()
     result = {}
@@ -48,25 +48,25 @@ def apply_assignment_map(
         if source is None:
             result[path] = param
             continue
-        if source not in lender:
+        if source not in pretrained:
             raise ValueError(
-                f"the lender has no parameter {source} for {path}; add a rule to the assignment "
-                f"map, with None to keep it as initialised (the lender has, for example, "
-                f"{min(lender)})"
+                f"the checkpoint has no parameter {source} for {path}; add a rule to the "
+                f"assignment map, with None to keep it as initialised (the checkpoint has, for "
+                f"example, {min(pretrained)})"
             )
-        if lender[source].shape != param.shape:
+        if pretrained[source].shape != param.shape:
             raise ValueError(
-                f"the lender's parameter {source} has shape {lender[source].shape}, "
+                f"the checkpoint's parameter {source} has shape {pretrained[source].shape}, "
                 f"{path} expects {param.shape}"
             )
         taken.add(source)
-        result[path] = _placed_like(param, lender[source])
+        result[path] = _placed_like(param, pretrained[source])
     if unmatched:
         raise ValueError(
             f"assignment map: {unmatched[0]!r} matches no parameter; paths look like {min(flat)}"
         )
-    if unused := sorted(lender.keys() - taken):
-        _LOGGER.info("parameters of the lender left unused: %s", ", ".join(unused))
+    if unused := sorted(pretrained.keys() - taken):
+        _LOGGER.info("parameters of the checkpoint left unused: %s", ", ".join(unused))
     return traverse_util.unflatten_dict(result, sep="/")
 
 

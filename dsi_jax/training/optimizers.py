@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dsi_jax.models import stacking
-from dsi_jax.training.groups import Group, with_groups
+from dsi_jax.models import layer_stacking
+from dsi_jax.training.param_groups import ParamGroup, with_groups
 from dsi_jax.training.schedules import Schedule
 
 
@@ -17,7 +17,7 @@ class Optimizer(Protocol):
     """A choice of optimizer, made before the number of steps and the parameters are known."""
 
     learning_rate: Schedule
-    groups: Sequence[Group]
+    groups: Sequence[ParamGroup]
 
     def build(self, total_steps: int) -> optax.GradientTransformation:
         """The transformation of a run of `total_steps` steps."""
@@ -28,7 +28,7 @@ class Adafactor:
     """Adafactor (Shazeer and Stern 2018, arXiv:1804.04235) with T5X's defaults.
 
     Equals T5X's for all parameters of T5, and `optax.adafactor` where no layers are stacked. Each
-    layer of a stacked parameter (`dsi_jax.models.stacking`) is treated as a parameter of its own,
+    layer of a stacked parameter (`models.layer_stacking`) is treated as a parameter of its own,
     as in T5X: `scale_by_factored_rms` does so by itself, as it factors the two largest dimensions,
     of which the number of layers is none; the two scalings by an RMS are ours.
 
@@ -53,7 +53,7 @@ class Adafactor:
     min_dim_size_to_factor: int = 128
     weight_decay: float = 0.0
     max_grad_norm: float | None = None
-    groups: Sequence[Group] = ()
+    groups: Sequence[ParamGroup] = ()
 
     def build(self, total_steps: int) -> optax.GradientTransformation:
         """The transformation of a run of `total_steps` steps."""
@@ -97,7 +97,7 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.01
     max_grad_norm: float | None = None
-    groups: Sequence[Group] = ()
+    groups: Sequence[ParamGroup] = ()
 
     def build(self, total_steps: int) -> optax.GradientTransformation:
         """The transformation of a run of `total_steps` steps."""
@@ -141,13 +141,13 @@ def _scale_by_param_rms(least: float = 1e-3) -> optax.GradientTransformation:
 
 def _rms(path: Any, array: jax.Array) -> jax.Array:
     """The root mean square of an array, [], or of each of its layers, broadcastable to it."""
-    kept = {stacking.AXIS} if _is_stacked(path) else set()
+    kept = {layer_stacking.AXIS} if _is_stacked(path) else set()
     axes = tuple(set(range(array.ndim)) - kept)
     return jnp.sqrt(jnp.mean(jnp.square(array), axis=axes, keepdims=bool(kept)))
 
 
 def _is_stacked(path: Any) -> bool:
-    return stacking.is_stacked(jax.tree_util.keystr(path, simple=True, separator="/"))
+    return layer_stacking.is_stacked(jax.tree_util.keystr(path, simple=True, separator="/"))
 
 
 def _with_clipping(

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from dsi_jax.training import optimizers, partitioning
 from dsi_jax.training import state as state_lib
 from dsi_jax.training import step as step_lib
-from dsi_jax.training.groups import Group, describe
+from dsi_jax.training.param_groups import ParamGroup, describe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Program:
     rules: partitioning.LogicalRules
     path_rules: partitioning.PathRules
     transformation: optax.GradientTransformation
-    groups: Sequence[Group]
+    groups: Sequence[ParamGroup]
     batch_shapes: Any
     boxed: Any
     shapes: state_lib.TrainState

@@ -12,15 +12,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from dsi_jax.training import losses, partitioning
-from dsi_jax.training.groups import Group, stop_frozen
-from dsi_jax.training.losses import Mean
+from dsi_jax.training import partitioning
+from dsi_jax.training.losses import cross_entropy
+from dsi_jax.training.losses.cross_entropy import Mean
+from dsi_jax.training.param_groups import ParamGroup, stop_frozen
 from dsi_jax.training.state import TrainState
 
 Metrics = dict[str, Mean]
 # (outputs of the model, batch) -> (summed loss, metrics); the loss's own Mean is `loss`.
 Loss = Callable[[Any, Any], tuple[jax.Array, Metrics]]
-# (key, images) -> images; see `dsi_jax.pixels.Augmentation`.
+# (key, images) -> images; see `dsi_jax.inputs.pixels.Augmentation`.
 Augment = Callable[[jax.Array, Any], Any]
 _AUGMENT = 1  # tells its random choices from those of dropout
 
@@ -69,9 +70,9 @@ def make_train_step(
     mesh: Mesh,
     rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
     learning_rate: optax.Schedule,
-    groups: Sequence[Group] = (),
+    groups: Sequence[ParamGroup] = (),
     microbatches: int = 1,
-    loss: Loss = losses.docid_loss,
+    loss: Loss = cross_entropy.docid_loss,
     augment: Augment | None = None,
 ) -> TrainStep:
     """Builds the training step.
@@ -149,7 +150,7 @@ def make_eval_step(
     *,
     mesh: Mesh,
     rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
-    loss: Loss = losses.docid_loss,
+    loss: Loss = cross_entropy.docid_loss,
 ) -> Callable[[Any, Any], Metrics]:
     """Builds the step that measures the loss of a batch and changes nothing.
 

@@ -1,6 +1,7 @@
 """Documents and questions of your own, under a name."""
 
-from dsi_jax.data import corpora
+from dsi_jax import Corpus, register_corpus
+from dsi_jax.data.corpora.corpus import make_query_set
 
 DOCUMENTS = {  # key: (title, text)
     "tea": ("Tea", "Pour water just off the boil over the leaves and wait four minutes."),
@@ -17,13 +18,13 @@ def load(seed):
     row = {key: i for i, key in enumerate(DOCUMENTS)}
     titles, texts = zip(*DOCUMENTS.values(), strict=True)
     queries = {
-        split: corpora.make_query_set(
+        split: make_query_set(
             {question: question for question in answers},
             {question: {row[key]: 1.0} for question, key in answers.items()},
         )
         for split, answers in QUESTIONS.items()
     }
-    return corpora.Corpus("my_corpus", list(DOCUMENTS), list(titles), list(texts), queries)
+    return Corpus("my_corpus", list(DOCUMENTS), list(titles), list(texts), queries)
 
 
-corpora.register_corpus("my_corpus", load)
+register_corpus("my_corpus", load)

@@ -24,8 +24,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from dsi_jax.data import captions as captions_lib
-from dsi_jax.data import tfds_data
+from dsi_jax.data.readers import captions as captions_lib
+from dsi_jax.data.readers import tfds_data
 
 logger = logging.getLogger(__name__)
 

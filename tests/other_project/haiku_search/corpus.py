@@ -3,16 +3,16 @@
 import json
 from importlib import resources
 
-from dsi_jax.data import corpora
+from dsi_jax import Corpus, register_corpus
 
 _FILE = resources.files("haiku_search") / "haiku.jsonl"
 HAIKU = [json.loads(line) for line in _FILE.read_text().splitlines()]
 
-CORPUS = corpora.Corpus(
+CORPUS = Corpus(
     name="haiku",
     keys=[haiku["key"] for haiku in HAIKU],
     titles=[""] * len(HAIKU),
     texts=[haiku["poem"] for haiku in HAIKU],
     queries={},
 )
-corpora.register_corpus("haiku", lambda seed: CORPUS)
+register_corpus("haiku", lambda seed: CORPUS)

@@ -4,7 +4,7 @@ import functools
 
 import seqio
 
-from dsi_jax.data import features, metrics, preprocessors, sources
+from dsi_jax.data.seqio_tasks import features, metrics, preprocessors, sources
 from haiku_search.corpus import CORPUS, HAIKU
 from haiku_search.metrics import season_at_1
 

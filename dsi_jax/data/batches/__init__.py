@@ -1,0 +1,1 @@
+"""From seqio examples to batches of arrays."""

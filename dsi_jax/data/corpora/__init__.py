@@ -1,0 +1,1 @@
+"""Corpora: documents, queries and splits, and their registry."""

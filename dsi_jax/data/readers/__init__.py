@@ -1,0 +1,1 @@
+"""Readers: one format or data set each."""

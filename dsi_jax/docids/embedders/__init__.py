@@ -1,0 +1,1 @@
+"""Embedders: documents to vectors."""

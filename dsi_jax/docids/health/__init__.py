@@ -1,0 +1,1 @@
+"""The health of a docid table: report, oracle recall, plots."""

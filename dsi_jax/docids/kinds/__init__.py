@@ -1,0 +1,1 @@
+"""Docid kinds, one module a family."""

@@ -1,0 +1,1 @@
+"""Evaluation: rankings, metrics, baselines and the report of a run."""

@@ -1,0 +1,393 @@
+"""What a training run evaluates, when, and what it tells at the end.
+
+While training goes on: held-out queries (`dev`, or `test` where a corpus has no dev queries) and
+the memorisation of documents. At the end: the test queries (or the held-out ones, where a task has
+no test split) beside BM25, the rate of invalid docids of an unconstrained search, the mean over the
+last evaluations beside the best, example searches.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+import seqio
+from jax.sharding import Mesh
+
+from dsi_jax.data.batches import converters
+from dsi_jax.data.corpora.image_corpus import ImageCorpus
+from dsi_jax.data.prepared import RunAssets
+from dsi_jax.data.seqio_tasks import features
+from dsi_jax.evaluation import bm25, contact_sheet, image_samples, tables
+from dsi_jax.evaluation.config import HELD_OUT_SPLITS, Evaluation, Figures, Target
+from dsi_jax.evaluation.evaluator import Evaluator, candidates, has_texts
+from dsi_jax.evaluation.history import history, mean_and_best
+from dsi_jax.evaluation.predictor import Predictor
+from dsi_jax.methods.base import Collection, Method
+from dsi_jax.ranking.hits import Hit
+from dsi_jax.training import partitioning
+
+logger = logging.getLogger(__name__)
+
+NUM_EXAMPLES = 5
+NUM_EXAMPLE_HITS = 3
+FREE_BEAM_SIZE = 10  # the invalid rate needs no more
+_HEADLINE = "hits@1"
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineResult:
+    """Another system, to be reported beside the run.
+
+    Attributes:
+      figures: by target.
+      train_seconds: how long it was trained.
+    """
+
+    figures: Mapping[str, Figures]
+    train_seconds: float
+
+
+class RunEvaluator:
+    """The evaluations of one run; with `evaluation` None it does nothing.
+
+    Args:
+      evaluation: how to evaluate.
+      directory: MODEL_DIR.
+      method: how the model ranks.
+      model: the model.
+      prepared: corpus, tokenizer, docid table and tasks.
+      collection: the documents to rank.
+      write: whether this host writes files and prints.
+    """
+
+    def __init__(
+        self,
+        evaluation: Evaluation | None,
+        *,
+        directory: Path,
+        method: Method,
+        model: nn.Module,
+        prepared: RunAssets,
+        collection: Collection,
+        write: bool,
+    ) -> None:
+        self._evaluation = evaluation
+        self._directory, self._prepared, self._write = directory, prepared, write
+        self._method, self._model, self._collection = method, model, collection
+        self._mesh: Mesh | None = None
+        self._rules = partitioning.LOGICAL_AXIS_RULES
+        self._should_stop: Callable[[], bool] = lambda: False
+        self._cache: dict[Any, Any] = {}
+
+    def on(
+        self, mesh: Mesh, rules: partitioning.LogicalRules, should_stop: Callable[[], bool]
+    ) -> RunEvaluator:
+        """The same evaluations for parameters that lie on a mesh.
+
+        Args:
+          mesh: the mesh; all its processes call `run` and `finish` together.
+          rules: logical axis rules, fitted to the model.
+          should_stop: asked between two batches; all processes get one answer.
+        """
+        placed = copy.copy(self)
+        placed._mesh, placed._rules, placed._should_stop = mesh, rules, should_stop
+        placed._cache = {}
+        return placed
+
+    def run(self, params: Any, step: int) -> dict[str, Figures]:
+        """Ranks documents for the held-out queries and logs a line a target.
+
+        Raises:
+          evaluator.Interrupted: it was asked to stop.
+        """
+        return self._log(self._targets_while_training(), params, step)
+
+    def reported(self, params: Any) -> dict[str, Figures]:
+        """The figures of what is reported at the end, by target.
+
+        Raises:
+          evaluator.Interrupted: it was asked to stop.
+        """
+        return self._evaluate(self._reported_targets(), self._evaluation, params, 0)
+
+    def finish(
+        self,
+        params: Any,
+        step: int,
+        *,
+        train_seconds: float,
+        beside: Mapping[str, BaselineResult] | None = None,
+    ) -> None:
+        """The last evaluation: everything that stands in `report.txt` and `report.json`.
+
+        Of images there is also a contact sheet, `contact_sheet.png`.
+
+        Args:
+          params: the parameters.
+          step: their step.
+          train_seconds: how long they were trained.
+          beside: other systems, by name.
+
+        Raises:
+          evaluator.Interrupted: it was asked to stop.
+        """
+        if self._evaluation is None:
+            return
+        reported = self._reported_targets()
+        names = {target.name for target in reported}
+        # What is about to be reported whole is not sampled first, into the same files.
+        others = [t for t in self._targets_while_training() if t.name not in names]
+        self._log(others, params, step)
+        figures = self._evaluate(reported, self._evaluation, params, step)
+        free = self._rank_freely(reported, figures, params, step)
+        searches = self._example_searches(reported, params)
+        corpus = self._prepared.corpus
+        sheet = []
+        if isinstance(corpus, ImageCorpus):
+            sheet = image_samples.sheet_rows(corpus, functools.partial(self._rank, params))
+        if not self._write:
+            return
+        lines, summary = self._summary(reported, figures, free, step, train_seconds, beside or {})
+        if sheet:
+            contact_sheet.write(self._directory / "contact_sheet.png", sheet)
+            lines += ["", f"contact sheet: {self._directory / 'contact_sheet.png'}"]
+        text = "\n".join([*lines, "", "example searches:", tables.examples(searches)])
+        (self._directory / "report.txt").write_text(text + "\n")
+        (self._directory / "report.json").write_text(json.dumps(summary, indent=2) + "\n")
+        logger.info("\n%s", text)
+
+    # ---- what is evaluated
+
+    def _all_targets(self) -> list[Target]:
+        """Every split of the mixture's tasks that is not trained on and has metrics."""
+        tasks = seqio.get_subtasks(seqio.get_mixture_or_task(self._prepared.mixture_or_task_name))
+        return [
+            Target(task.name, split)
+            for task in tasks
+            if task.metric_fns
+            for split in sorted(task.splits)
+            if split != "train"
+        ]
+
+    def _reported_targets(self) -> list[Target]:
+        """Each task's test split; all its splits where it has no test."""
+        targets = self._all_targets()
+        tested = {t.task for t in targets if t.split == "test"}
+        return [t for t in targets if t.split == "test" or t.task not in tested]
+
+    def _targets_while_training(self) -> list[Target]:
+        targets = self._all_targets()
+        held_out = [t for t in targets if t.split in HELD_OUT_SPLITS] or targets
+        limit = self._evaluation.num_queries
+        chosen = [dataclasses.replace(t, num_examples=limit) for t in held_out]
+        if self._prepared.tasks is not None:
+            documents = self._evaluation.num_documents
+            chosen.append(Target(self._prepared.tasks.indexing, "train", documents))
+        return chosen
+
+    def _log(self, targets: list[Target], params: Any, step: int) -> dict[str, Figures]:
+        if self._evaluation is None:
+            return {}
+        figures = self._evaluate(targets, self._evaluation, params, step)
+        if self._write:
+            for name, values in figures.items():
+                logger.info("  %s  %s", name, _line(values))
+        return figures
+
+    def _rank_freely(
+        self, targets: list[Target], figures: dict[str, Figures], params: Any, step: int
+    ) -> dict[str, Figures]:
+        """Figures of an unconstrained search, of which the rate of invalid docids is reported."""
+        if self._evaluation.constraint == "free":
+            return figures
+        if not (self._evaluation.unconstrained and self._method.decodes):
+            return {}
+        beam_size = min(FREE_BEAM_SIZE, self._evaluation.beam_size)
+        freely = dataclasses.replace(self._evaluation, constraint="free", beam_size=beam_size)
+        return self._evaluate(targets, freely, params, step)
+
+    def _evaluate(
+        self, targets: list[Target], evaluation: Evaluation, params: Any, step: int
+    ) -> dict[str, Figures]:
+        constrained = evaluation.constraint == self._evaluation.constraint
+        output = self._directory / ("inference_eval" if constrained else "inference_eval_free")
+        figures = {}
+        for target in targets:
+            key = (target, evaluation.constraint)
+            if key not in self._cache:
+                self._cache[key] = Evaluator(
+                    [target],
+                    keys=self._prepared.table.keys,
+                    feature_lengths=self._collection.lengths,
+                    output_dir=output if self._write else None,
+                )
+            predictor = self._predictor(evaluation, self._candidates(target))
+            figures |= self._cache[key].evaluate(predictor, params, step, self._should_stop)
+        return figures
+
+    def _candidates(self, target: Target) -> np.ndarray | None:
+        return candidates(self._prepared.corpus, self._prepared.tasks, target)
+
+    def _rank(
+        self, params: Any, split: str, examples: Sequence[Mapping[str, np.ndarray]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks what may be found in a split of a corpus of images, see `Predictor.rank`."""
+        predictor = self._predictor(self._evaluation, self._prepared.corpus.candidates.get(split))
+        return predictor.rank(params, examples, self._should_stop)
+
+    def _predictor(self, evaluation: Evaluation, rows: np.ndarray | None) -> Predictor:
+        key = (
+            evaluation.constraint,
+            evaluation.decoding,
+            evaluation.beam_size,
+            evaluation.batch_size,
+            None if rows is None else rows.tobytes(),
+        )
+        if key not in self._cache:
+            ranker = self._method.new_ranker(
+                self._model,
+                self._collection,
+                beam_size=evaluation.beam_size,
+                constraint=evaluation.constraint,
+                decoding=evaluation.decoding,
+                mesh=self._mesh,
+                rules=self._rules,
+                rows=rows,
+            )
+            self._cache[key] = Predictor(
+                ranker,
+                inputs=self._collection.inputs,
+                batch_size=evaluation.batch_size,
+                mesh=self._mesh,
+            )
+        return self._cache[key]
+
+    # ---- what is told
+
+    def _summary(
+        self,
+        reported: list[Target],
+        figures: dict[str, Figures],
+        free: dict[str, Figures],
+        step: int,
+        seconds: float,
+        beside: Mapping[str, BaselineResult],
+    ) -> tuple[list[str], dict[str, Any]]:
+        table = self._prepared.table
+        what = f"docids {table.kind}" if self._method.decodes else self._method.title
+        corpus, columns = self._prepared.corpus, tables.COLUMNS
+        if isinstance(corpus, ImageCorpus):
+            what, columns = f"protocol {corpus.protocol}, {what}", tables.IMAGE_COLUMNS
+        lines = [
+            f"{table.num_documents:,} documents, {what}, {step:,} steps, "
+            f"{seconds / 60:.1f} minutes of training"
+        ]
+        summary: dict[str, Any] = {
+            "step": step,
+            "train_seconds": seconds,
+            "method": self._method.kind,
+            "docids": table.kind,
+            "documents": table.num_documents,
+            "protocol": getattr(corpus, "protocol", None),
+            "test": figures,
+            "free": free,
+            "beside": {name: dataclasses.asdict(other) for name, other in beside.items()},
+        }
+        lines += [
+            f"{name}: {other.train_seconds / 60:.1f} minutes of training"
+            for name, other in beside.items()
+        ]
+        for target in reported:
+            rows = self._candidates(target)
+            if rows is not None:
+                lines += ["", f"{target.name}: {len(rows):,} of the documents may be found"]
+            systems: dict[str, Figures] = {self._method.title: figures[target.name]}
+            for name, other in beside.items():
+                if target.name in other.figures:
+                    systems[name] = other.figures[target.name]
+            if self._has_queries(target):
+                index = bm25.BM25(corpus, rows)
+                systems["BM25"] = summary["bm25"] = index.evaluate(target.split)
+            lines += ["", *tables.split_lines(target.name, systems, columns)]
+        for name, values in free.items():
+            if "invalid_rate" in values:
+                rate = f"{100 * values['invalid_rate']:.2f}%"
+                lines.append(f"{name}: invalid docids, unconstrained: {rate}")
+        summary["while_training"] = {}
+        for target in self._targets_while_training():
+            past = history(self._directory / "inference_eval", target.name, step)
+            if not past:
+                continue
+            summary["while_training"][target.name] = told = {"last": past[-1]}
+            if _HEADLINE not in past[-1]:  # a task that has its own metrics only
+                continue
+            mean, best = mean_and_best(past, _HEADLINE, self._evaluation.last)
+            told |= {f"mean_{_HEADLINE}": mean, f"best_{_HEADLINE}": best}
+            if self._prepared.tasks and target.task == self._prepared.tasks.indexing:
+                aim = "its docid" if self._method.decodes else "itself"
+                lines.append(tables.memorization_line(past[-1], aim))
+            else:
+                count = min(len(past), self._evaluation.last)
+                lines.append(
+                    f"{target.name}: Hits@1 {100 * mean:.1f} mean of the last {count} "
+                    f"evaluations, {100 * best:.1f} best of {len(past)}"
+                )
+        return lines, summary
+
+    def _has_queries(self, target: Target) -> bool:
+        """Whether the target is a split of the corpus's own queries, and BM25 has texts to rank."""
+        corpus, tasks = self._prepared.corpus, self._prepared.tasks
+        if corpus is None or tasks is None or target.task != tasks.retrieval:
+            return False
+        return target.split in corpus.queries and has_texts(corpus, self._candidates(target))
+
+    def _example_searches(self, reported: list[Target], params: Any) -> dict[str, Sequence[Hit]]:
+        """A few of the reported queries and their documents; all processes take part."""
+        queries = _texts(reported[-1]) if reported else []
+        chosen = queries[:: max(1, len(queries) // NUM_EXAMPLES)][:NUM_EXAMPLES]
+        if not chosen:
+            return {}
+        examples = [{features.INPUTS: np.array([text], object)} for text in chosen]
+        predictor = self._predictor(self._evaluation, self._candidates(reported[-1]))
+        rows, scores = predictor.rank(params, examples, self._should_stop)
+        return {
+            text.decode("utf-8", "replace"): [
+                self._hit(int(row), float(score))
+                for row, score in zip(rows[i], scores[i], strict=True)
+                if row >= 0
+            ][:NUM_EXAMPLE_HITS]
+            for i, text in enumerate(chosen)
+        }
+
+    def _hit(self, row: int, score: float) -> Hit:
+        corpus = self._prepared.corpus
+        if corpus is None:
+            return Hit(self._prepared.table.keys[row], row, score)
+        return Hit(corpus.keys[row], row, score, corpus.titles[row], corpus.texts[row])
+
+
+def _texts(target: Target) -> list[bytes]:
+    """The queries of a split in words; none where its task holds token ids."""
+    task = seqio.TaskRegistry.get(target.task)
+    if converters.is_tokenized(task):
+        return []
+    cached = task.requires_caching
+    dataset = task.get_dataset(split=target.split, shuffle=False, use_cached=cached)
+    inputs = (example[features.INPUTS] for example in dataset.as_numpy_iterator())
+    return [texts[0] for texts in inputs if len(texts)]
+
+
+def _line(figures: Figures) -> str:
+    names = ("hits@1", "hits@10", "hits@1/seen", "hits@1/unseen", "mrr@10")
+    parts = [f"{name} {100 * figures[name]:.1f}" for name in names if name in figures]
+    parts += [f"{name} {value:.4g}" for name, value in tables.other_metrics(figures).items()]
+    return "  ".join(parts)

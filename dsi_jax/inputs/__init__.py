@@ -1,0 +1,1 @@
+"""From texts and image files to what encoders read."""

@@ -1,0 +1,44 @@
+"""Builds the docid table of a run and reports on its health."""
+
+from __future__ import annotations
+
+import logging
+
+from dsi_jax.docids.health import plots, report
+from dsi_jax.prepare import docid_table as docid_table_lib
+from dsi_jax.prepare.assets import prepare
+from dsi_jax.prepare.data_config import DataConfig, check_data_config
+from dsi_jax.storage import model_dir as model_dir_lib
+from dsi_jax.utils import checks
+
+logger = logging.getLogger(__name__)
+
+
+PLOT = "docids_report.png"  # in MODEL_DIR: the health of the docid table
+
+
+def build_docids(
+    model_dir: str, sources: DataConfig, *, config_text: str = "", dry_run: bool = False
+) -> None:
+    """The `docids` command: prepares a run's files, reports on the health of its docid table.
+
+    Raises:
+      ValueError, OSError: as `prepare`.
+    """
+    del config_text  # `train` keeps the configuration; this command has no run of its own
+    checks.check_type("MODEL_DIR", model_dir, str)
+    check_data_config(sources)
+    prepared = prepare(sources, model_dir, write=not dry_run)
+    oracle = docid_table_lib.oracle_recall(
+        prepared.table, sources.docids, prepared.corpus, sources.seed, prepared.embeddings
+    )
+    logger.info("%s\n\n%s", "\n".join(prepared.lines()), report.report(prepared.table, oracle))
+    if dry_run:
+        return
+    logger.info("docid table: %s", prepared.table_path)
+    if plots.available():
+        path = model_dir_lib.model_directory(model_dir) / PLOT
+        plots.plot_report(prepared.table, path, oracle)
+        logger.info("plot: %s", path)
+    else:
+        logger.info("no plot: matplotlib is not installed (pip install 'dsi-jax[plots]')")

@@ -1,0 +1,157 @@
+"""Figures and rankings of a trained index: the `eval` and `infer` commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import seqio
+
+from dsi_jax.data.corpora import corpus as corpus_lib
+from dsi_jax.data.seqio_tasks import text as text_tasks
+from dsi_jax.evaluation import tables
+from dsi_jax.evaluation.bm25 import BM25
+from dsi_jax.evaluation.config import Evaluation, Figures, Target
+from dsi_jax.evaluation.evaluator import Evaluator, candidates, has_texts, queries_hash
+from dsi_jax.evaluation.predictor import Predictor
+from dsi_jax.prepare import assets
+from dsi_jax.prepare.data_config import DataConfig
+from dsi_jax.retriever import Retriever
+from dsi_jax.storage import model_dir as model_dir_lib
+from dsi_jax.training.checkpoints import check_writable
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    *,
+    model_dir: str,
+    corpus: str | None,
+    evaluation: Evaluation = Evaluation(),
+    mixture_or_task_name: str | None = None,
+    split: str = "test",
+    step: int | None = None,
+    docid_table: str | None = None,
+    output_dir: str | None = None,
+    random_seed: int | None = None,
+    images: str | None = None,
+    captions: str | None = None,
+    protocol: str | None = None,
+    skip_unreadable: bool = False,
+    config_text: str = "",
+    dry_run: bool = False,
+) -> None:
+    """Evaluates a checkpoint on one split and prints the figures, beside BM25 for a corpus.
+
+    Args:
+      model_dir: MODEL_DIR of the run.
+      corpus: the corpus that the index holds; None where the task is another project's.
+      evaluation: beams, constraint and sizes.
+      mixture_or_task_name: what to evaluate; by default the corpus's retrieval task.
+      split: its split.
+      step: which checkpoint; None: the newest whole one.
+      docid_table: where the docid table lies, if not where the run had it.
+      output_dir: where the files go; by default MODEL_DIR/eval, apart from the training run's.
+      random_seed: of the corpus's splits and of samples; None: the training run's.
+      images: a directory of images, in place of a corpus; with the next three see
+        `prepare.DataConfig`.
+      captions: the file of their captions.
+      protocol: what looks for them.
+      skip_unreadable: leave out what cannot be used.
+      config_text: not kept: the training run's `config.gin` stands in MODEL_DIR.
+      dry_run: stop before ranking.
+
+    Raises:
+      ValueError, OSError: bad input, named.
+    """
+    del config_text
+    retriever = Retriever.load(model_dir, step=step, docid_table=docid_table, beam_size=1)
+    loaded = retrieval = tasks = None
+    seed = retriever.metadata.get("corpus_seed", 42) if random_seed is None else random_seed
+    sources = DataConfig(
+        corpus=corpus,
+        mixture_or_task_name=mixture_or_task_name,
+        seed=seed,
+        images=images,
+        captions=captions,
+        protocol=protocol,
+        skip_unreadable=skip_unreadable,
+    )
+    collection = retriever.collection
+    if corpus is not None or images is not None:
+        loaded, external = assets.load_corpus_for(sources)
+        _check_corpus(loaded, images or corpus, seed, retriever)
+        if sources.of_images:
+            collection = dataclasses.replace(collection, images=loaded.images)
+        if not external and sources.of_images:
+            tasks = assets.register_tasks(loaded, sources, with_mixture=True)
+            retrieval = tasks.retrieval
+            mixture_or_task_name = mixture_or_task_name or tasks.mixture
+        elif not external:
+            retrieval = text_tasks.register_retrieval_task(loaded)
+            mixture_or_task_name = mixture_or_task_name or retrieval
+    if mixture_or_task_name is None:
+        raise ValueError("CORPUS is None, so MIXTURE_OR_TASK_NAME must be given")
+    targets = _targets(mixture_or_task_name, split, evaluation.num_queries)
+    output = Path(output_dir) if output_dir else model_dir_lib.model_directory(model_dir) / "eval"
+    if dry_run:
+        logger.info("would evaluate %s", ", ".join(target.name for target in targets))
+        return
+    check_writable(output)
+    rows = candidates(loaded, tasks, targets[0])  # the same for all, as the split is
+    predictor = Predictor(
+        retriever.method.new_ranker(
+            retriever.model,
+            collection,
+            beam_size=evaluation.beam_size,
+            constraint=evaluation.constraint,
+            decoding=evaluation.decoding,
+            rows=rows,
+        ),
+        inputs=collection.inputs,
+        batch_size=evaluation.batch_size,
+    )
+    evaluator = Evaluator(
+        targets,
+        keys=collection.table.keys,
+        feature_lengths=collection.lengths,
+        output_dir=output,
+        seed=seed,
+    )
+    figures = evaluator.evaluate(predictor, retriever.params, retriever.step)
+    for target in targets:
+        systems: dict[str, Figures] = {retriever.method.title: figures[target.name]}
+        if loaded is not None and target.task == retrieval and has_texts(loaded, rows):
+            systems["BM25"] = BM25(loaded, rows).evaluate(split)
+        logger.info("\n%s", "\n".join(tables.split_lines(target.name, systems)))
+    logger.info("files: %s", output)
+
+
+def _check_corpus(loaded: corpus_lib.Corpus, name: str, seed: int, retriever: Retriever) -> None:
+    """Refuses other documents than the index holds, and queries that were split otherwise.
+
+    With another seed, queries that the index was trained on would stand among those of the test.
+    """
+    if loaded.hash != retriever.collection.table.corpus_hash:
+        raise ValueError(
+            f"CORPUS {name!r} is {loaded.hash[:16]}; the index holds the corpus "
+            f"{retriever.collection.table.corpus_hash[:16]}"
+        )
+    found, trained = queries_hash(loaded), retriever.metadata.get("queries_hash")
+    if trained is not None and found != trained:
+        raise ValueError(
+            f"the queries of CORPUS {name!r} with RANDOM_SEED {seed} are {found[:16]}; the index "
+            f"was trained beside the queries {trained[:16]} with RANDOM_SEED "
+            f"{retriever.metadata.get('corpus_seed')}: its test queries may be others"
+        )
+
+
+def _targets(name: str, split: str, limit: int | None) -> Sequence[Target]:
+    tasks = seqio.get_subtasks(seqio.get_mixture_or_task(name))
+    targets = [Target(t.name, split, limit) for t in tasks if split in t.splits and t.metric_fns]
+    if not targets:
+        splits = sorted({s for task in tasks for s in task.splits})
+        raise ValueError(f"{name!r} has no split {split!r} with metrics; it has {splits}")
+    return targets

@@ -1,0 +1,214 @@
+"""What a run needs before its first step: corpus, tokenizer, docid table, seqio tasks.
+
+The `docids` and the `train` commands call the same `prepare`, so that a table built by hand and
+one built by training are the same table. Everything is checked before anything is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import seqio
+from jax.experimental import multihost_utils
+
+from dsi_jax.data.corpora.image_corpus import AnyCorpus, ImageCorpus
+from dsi_jax.data.prepared import RunAssets
+from dsi_jax.data.readers import image_corpora
+from dsi_jax.data.seqio_tasks import images as image_tasks
+from dsi_jax.data.seqio_tasks import text as text_tasks
+from dsi_jax.docids.table import DocidTable
+from dsi_jax.inputs.tokenizer import Tokenizer
+from dsi_jax.models.dsi import TEXT_SPACE
+from dsi_jax.prepare import docid_table as docid_table_lib
+from dsi_jax.prepare import tokenizer as tokenizers
+from dsi_jax.prepare.data_config import DataConfig
+from dsi_jax.storage import documents as documents_lib
+from dsi_jax.storage import model_dir as model_dir_lib
+from dsi_jax.training import checkpoints
+
+logger = logging.getLogger(__name__)
+
+TEXT_TABLE = "docids_text"  # in MODEL_DIR: the docids in text tokens
+
+
+def prepare(
+    sources: DataConfig,
+    model_dir: str | Path,
+    *,
+    write: bool = True,
+    check: Callable[[int], None] = lambda num_documents: None,
+    text_vocab_size: Callable[[Tokenizer], int] | None = None,
+) -> RunAssets:
+    """Reads or builds the corpus's files in `model_dir` and registers its seqio tasks.
+
+    Args:
+      sources: what to read.
+      model_dir: MODEL_DIR.
+      write: False builds what is missing in memory only.
+      check: called with the number of documents before anything long begins; may raise.
+      text_vocab_size: tokens of the model's text vocabulary, for docids in text space; None
+        leaves docids in their own space.
+
+    Raises:
+      ValueError, FileNotFoundError: bad input, named; nothing has been written then.
+      OSError: `model_dir` cannot be written.
+    """
+    model_dir = model_dir_lib.model_directory(model_dir)
+
+    def prepared() -> RunAssets:
+        found = _prepare(sources, model_dir, write, check)
+        if text_vocab_size is None or sources.space != TEXT_SPACE:
+            return found
+        path = model_dir / TEXT_TABLE
+        vocab_size = text_vocab_size(found.tokenizer)
+        table = docid_table_lib.in_text_space(
+            found.table, found.tokenizer, vocab_size, path, write=write
+        )
+        return dataclasses.replace(found, table=table, table_path=path)
+
+    if jax.process_count() == 1 or not write:
+        return prepared()
+    # The lead host writes; the others then find everything there.
+    if jax.process_index() == 0:
+        result = prepared()
+    multihost_utils.sync_global_devices("prepared")
+    if jax.process_index() != 0:
+        result = prepared()
+    return result
+
+
+def _prepare(
+    sources: DataConfig, model_dir: Path, write: bool, check: Callable[[int], None]
+) -> RunAssets:
+    if sources.corpus is None and sources.images is None:
+        return _prepare_external(sources, model_dir, write, check)
+    corpus, external = load_corpus_for(sources)
+    path = table_path(sources, model_dir)
+    # A table from elsewhere may serve runs of several seeds.
+    seed = sources.seed if sources.docid_table is None else None
+    table = docid_table_lib.existing(path, corpus, sources.docids, seed)
+    tasks = register_tasks(corpus, sources, with_mixture=not external)
+    name = sources.mixture_or_task_name or tasks.mixture
+    _check_task(name)
+    origin = tokenizers.Origin(corpus.hash, sources.vocabulary_size, sources.seed)
+    if sources.vocabulary is not None:
+        tokenizer = tokenizers.given(sources.vocabulary)
+    else:
+        tokenizer = tokenizers.trained(model_dir, origin)
+    check(len(corpus))
+    if write:
+        checkpoints.check_writable(model_dir)
+    if tokenizer is None:
+        tokenizer = tokenizers.train(corpus, origin, model_dir, write=write)
+    embeddings = None
+    if table is None:
+        table, embeddings = docid_table_lib.build(
+            sources.docids,
+            corpus,
+            tokenizer,
+            seed=sources.seed,
+            path=path if write else None,
+        )
+    store = model_dir / "documents.arrow"
+    if write and not store.exists():
+        documents_lib.write_documents(store, corpus.keys, corpus.titles, corpus.texts)
+    return RunAssets(
+        corpus=corpus,
+        documents=documents_lib.Documents.open(store) if store.exists() else None,
+        tokenizer=tokenizer,
+        table=table,
+        table_path=path,
+        tasks=tasks,
+        mixture_or_task_name=name,
+        embeddings=embeddings,
+    )
+
+
+def load_corpus_for(sources: DataConfig) -> tuple[AnyCorpus, bool]:
+    """The corpus, and whether the tasks are another project's.
+
+    Raises:
+      ValueError, OSError: bad data, named.
+    """
+    name = sources.mixture_or_task_name
+    if not sources.of_images:
+        return text_tasks.load_corpus_for(sources.corpus, sources.seed, name)
+    corpus = image_corpora.load_image_corpus(
+        sources.images or sources.corpus,
+        seed=sources.seed,
+        captions=sources.captions,
+        protocol=sources.protocol,
+        skip=sources.skip_unreadable,
+    )
+    return corpus, text_tasks.is_external(name, corpus)
+
+
+def register_tasks(
+    corpus: AnyCorpus, sources: DataConfig, *, with_mixture: bool
+) -> text_tasks.CorpusTasks:
+    """Registers the corpus's own tasks; see `data.registration` and `data.image_registration`."""
+    if isinstance(corpus, ImageCorpus):
+        return image_tasks.register_image_tasks(
+            corpus, indexing_ratio=sources.indexing_ratio, with_mixture=with_mixture
+        )
+    return text_tasks.register_corpus_tasks(
+        corpus,
+        indexing_ratio=sources.indexing_ratio,
+        chunk_ratio=sources.chunk_ratio,
+        document_form=sources.document_form,
+        shuffle_buffer=sources.shuffle_buffer_size,
+        with_mixture=with_mixture,
+    )
+
+
+def table_path(sources: DataConfig, model_dir: Path) -> Path:
+    """Where the run's docid table lies."""
+    if sources.docid_table is not None:
+        return Path(sources.docid_table).expanduser()
+    return model_dir / "docids"
+
+
+def _prepare_external(
+    sources: DataConfig, model_dir: Path, write: bool, check: Callable[[int], None]
+) -> RunAssets:
+    """Another project's registered tasks: their docid table and vocabulary must be given."""
+    given = {
+        "MIXTURE_OR_TASK_NAME": sources.mixture_or_task_name,
+        "DOCID_TABLE": sources.docid_table,
+        "VOCABULARY": sources.vocabulary,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise ValueError(f"CORPUS is None, so {', '.join(missing)} must be given")
+    _check_task(sources.mixture_or_task_name)
+    path = table_path(sources, model_dir)
+    table = DocidTable.load(path)
+    tokenizer = tokenizers.given(sources.vocabulary)
+    check(table.num_documents)
+    if write:
+        checkpoints.check_writable(model_dir)
+    return RunAssets(
+        corpus=None,
+        documents=None,
+        tokenizer=tokenizer,
+        table=table,
+        table_path=path,
+        tasks=None,
+        mixture_or_task_name=sources.mixture_or_task_name,
+    )
+
+
+def _check_task(name: str) -> None:
+    known = [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        raise ValueError(
+            f"MIXTURE_OR_TASK_NAME is {name!r}, of which no task or mixture is registered"
+            + (f"; did you mean {close[0]!r}?" if close else "")
+            + "; a gin file must import the module that registers it (import my_project.tasks)"
+        )

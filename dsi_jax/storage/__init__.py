@@ -1,0 +1,1 @@
+"""Files of a run: their layout and formats."""

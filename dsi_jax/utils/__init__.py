@@ -1,0 +1,1 @@
+"""Checks, units and files: what every layer may use."""
