@@ -112,7 +112,7 @@ class Corpus:
         more = (
             f"--gin.TRAIN_STEPS={steps}",
             f"--gin.CHECKPOINT_PERIOD={checkpoint_period}",
-            "--gin.run.TrainConfig.evaluation=None",
+            "--gin.train_config.TrainConfig.evaluation=None",
         )
         return dataclasses.replace(self, arguments=(*self.arguments, *more))
 

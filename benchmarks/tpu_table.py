@@ -77,7 +77,7 @@ class Run:
         if any(file.startswith("experiments/nq") for file in self.files):
             macros["INITIAL_CHECKPOINT_PATH"] = "unread"
         if not self.searches:
-            macros["run.TrainConfig.evaluation"] = None
+            macros["train_config.TrainConfig.evaluation"] = None
         files = self.files
         if self.fsdp is not None:
             files += ("meshes/fsdp.gin",)

@@ -23,7 +23,7 @@ def corpus(tmp_path):
 def trained(tmp_path_factory):
     base = tmp_path_factory.mktemp("bad")
     corpus = write_corpus(base / "corpus_of_bad_input")
-    options = ["--gin.TRAIN_STEPS=2", "--gin.run.TrainConfig.evaluation=None"]
+    options = ["--gin.TRAIN_STEPS=2", "--gin.train_config.TrainConfig.evaluation=None"]
     assert train.main(arguments(corpus, base / "model", *options)) == 0
     return corpus, base / "model"
 
@@ -205,7 +205,7 @@ def test_corrupt_checkpoint_is_passed_over_and_named(trained, tmp_path, capsys, 
     corpus, model_dir = trained
     copy = tmp_path / "model"
     shutil.copytree(model_dir, copy)
-    options = ["--gin.TRAIN_STEPS=4", "--gin.run.TrainConfig.evaluation=None"]
+    options = ["--gin.TRAIN_STEPS=4", "--gin.train_config.TrainConfig.evaluation=None"]
     damage(copy / "checkpoint_2")
     caplog.set_level("INFO", "dsi_jax")
     with pytest.warns(UserWarning, match="checkpoint_2"):

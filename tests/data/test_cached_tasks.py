@@ -168,7 +168,7 @@ def test_train_command_reads_the_cache(beam_cache, tmp_path, capsys):
         "--gin.TRAIN_STEPS=2",
         "--gin.BATCH_SIZE=16",
         "--gin.VOCABULARY=bytes",
-        "--gin.run.TrainConfig.evaluation=None",
+        "--gin.train_config.TrainConfig.evaluation=None",
     ]
     assert train.main(options) == 2
     assert re.search("task 'corpus_of_cached_.*' has no cache", capsys.readouterr().err)

@@ -28,7 +28,7 @@ SMALL = [
     "--gin.BEAM_SIZE=10",
     "--gin.CHUNK_RATIO=1",
 ]
-UNEVALUATED = "--gin.run.TrainConfig.evaluation=None"
+UNEVALUATED = "--gin.train_config.TrainConfig.evaluation=None"
 
 
 def arguments(corpus, model_dir, *more):

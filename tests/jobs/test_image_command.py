@@ -71,7 +71,7 @@ clip_config.ClipVisionConfig:
   patch_size = 8
 """
 STEPS = 6
-UNEVALUATED = "--gin.run.TrainConfig.evaluation=None"
+UNEVALUATED = "--gin.train_config.TrainConfig.evaluation=None"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -69,7 +69,7 @@ def test_a_run_is_compiled_for_tpus_that_are_not_here(
         "--gin.BATCH_SIZE=8",
         "--gin.BEAM_SIZE=4",
         "--gin.SCAN_LAYERS=True",
-        *([] if searches else ["--gin.run.TrainConfig.evaluation=None"]),
+        *([] if searches else ["--gin.train_config.TrainConfig.evaluation=None"]),
         f"--gin.MODEL_DIR={tmp_path}",
     )
     assert done.returncode == 0, done.stderr

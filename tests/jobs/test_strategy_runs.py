@@ -61,7 +61,7 @@ def test_a_strategy_is_one_gin_line(corpus, tmp_path):
 
 def test_atomic_docids_in_text_space_grow_the_vocabulary(corpus, tmp_path):
     options = ["--gin_file=docids/atomic.gin", "--gin.DOCID_SPACE=text", "--gin.TRAIN_STEPS=1"]
-    options.append("--gin.run.TrainConfig.evaluation=None")
+    options.append("--gin.train_config.TrainConfig.evaluation=None")
     model_dir = tmp_path / "m"
     assert train.main(arguments(corpus, model_dir, *options)) == 0
     params = checkpoints.load_params(model_dir / "checkpoint_1")

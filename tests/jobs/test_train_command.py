@@ -254,7 +254,7 @@ def test_eval_command_refuses_queries_of_another_split(trained, tmp_path):
 def test_relative_model_dir_is_that_of_the_working_directory(tmp_path, monkeypatch, capsys):
     write_corpus(tmp_path / "corpus_of_relative")
     monkeypatch.chdir(tmp_path)
-    options = ["--gin.TRAIN_STEPS=2", "--gin.run.TrainConfig.evaluation=None"]
+    options = ["--gin.TRAIN_STEPS=2", "--gin.train_config.TrainConfig.evaluation=None"]
     assert train.main(arguments(Path("corpus_of_relative"), Path("runs/mine"), *options)) == 0
     assert (tmp_path / "runs/mine/checkpoint_2/metadata").exists()
     assert search.main(["runs/mine", "number3", "-k", "1"]) == 0
@@ -280,7 +280,7 @@ def start(corpus: Path, model_dir: Path, cache: Path) -> subprocess.Popen:
         "--gin.LOG_PERIOD=1",
         "--gin.CHECKPOINT_PERIOD=4",
         "--gin.EVAL_PERIOD=1000",
-        "--gin.run.TrainConfig.evaluation=None",
+        "--gin.train_config.TrainConfig.evaluation=None",
     )
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),

@@ -62,7 +62,7 @@ def arguments(corpus, model_dir, *more):
         f"--gin.MODEL_DIR={model_dir}",
         "--gin.BATCH_SIZE=8",
         "--gin.TASK_FEATURE_LENGTHS={'inputs': 8}",
-        "--gin.run.TrainConfig.evaluation=None",
+        "--gin.train_config.TrainConfig.evaluation=None",
         *more,
     ]
 
