@@ -75,8 +75,8 @@ def own_registries(monkeypatch):
     """The test registers tasks and corpora into copies, which vanish after it."""
     import seqio
 
-    from dsi_jax.data.corpora import corpus
+    from dsi_jax.data.corpora import registry
 
-    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry, corpus):
-        monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    for owner in (seqio.TaskRegistry, seqio.MixtureRegistry, registry):
+        monkeypatch.setattr(owner, "_REGISTRY", dict(owner._REGISTRY))
     monkeypatch.setattr(seqio.utils, "_GLOBAL_CACHE_DIRECTORIES", [])

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from dsi_jax.data.batches import converters
 from dsi_jax.data.corpora.image_corpus import ImageCorpus
-from dsi_jax.data.prepared import RunAssets
+from dsi_jax.data.run_assets import RunAssets
 from dsi_jax.data.seqio_tasks import features
 from dsi_jax.evaluation import bm25, contact_sheet, image_samples, tables
 from dsi_jax.evaluation.config import HELD_OUT_SPLITS, Evaluation, Figures, Target

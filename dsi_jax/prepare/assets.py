@@ -17,8 +17,8 @@ import seqio
 from jax.experimental import multihost_utils
 
 from dsi_jax.data.corpora.image_corpus import AnyCorpus, ImageCorpus
-from dsi_jax.data.prepared import RunAssets
 from dsi_jax.data.readers import image_corpora
+from dsi_jax.data.run_assets import RunAssets
 from dsi_jax.data.seqio_tasks import images as image_tasks
 from dsi_jax.data.seqio_tasks import text as text_tasks
 from dsi_jax.docids.table import DocidTable

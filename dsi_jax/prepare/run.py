@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 import dsi_jax
 from dsi_jax.data.batches import indexing_strategies
 from dsi_jax.data.batches import pipeline as pipeline_lib
-from dsi_jax.data.prepared import RunAssets
+from dsi_jax.data.run_assets import RunAssets
 from dsi_jax.docids import text_space
 from dsi_jax.evaluation import validation_loss
 from dsi_jax.evaluation.run_evaluator import RunEvaluator

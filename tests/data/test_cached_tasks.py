@@ -28,8 +28,9 @@ from tests.fixtures.resuming import assert_resumes_again_and_again
 from tests.fixtures.small_corpus import write_corpus
 
 MODULE = """
-from dsi_jax.data import corpora, registration
-registration.register_corpus_tasks(corpora.load_corpus({corpus!r}), chunk_ratio=1.0)
+from dsi_jax.data.readers import load
+from dsi_jax.data.seqio_tasks import text
+text.register_corpus_tasks(load.load_corpus({corpus!r}), chunk_ratio=1.0)
 """
 
 

@@ -326,7 +326,7 @@ def test_demo_is_a_function_of_its_seed(scenes) -> None:
 
 def test_demo_is_the_same_in_every_process_and_needs_no_tensorflow(scenes) -> None:
     program = (
-        "import sys; from dsi_jax.data import demo_image as d, image_corpora\n"
+        "import sys; from dsi_jax.data.readers import demo_image as d, load\n"
         "print(d.load(7, count=60).hash, 'tensorflow' in sys.modules, 'seqio' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -11,8 +11,8 @@ import pytest
 
 from dsi_jax.data.corpora import image_protocols
 from dsi_jax.data.corpora.image_corpus import CaptionedImages, ImageCorpus
-from dsi_jax.data.prepared import RunAssets
 from dsi_jax.data.readers import demo_image
+from dsi_jax.data.run_assets import RunAssets
 from dsi_jax.data.seqio_tasks import images as image_tasks
 from dsi_jax.data.seqio_tasks import metrics
 from dsi_jax.decoding.trie import build_trie
