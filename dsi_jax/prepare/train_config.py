@@ -10,8 +10,8 @@ from dsi_jax.evaluation.config import Evaluation
 from dsi_jax.inputs.pixels import Augmentation
 from dsi_jax.methods.base import Method
 from dsi_jax.methods.dsi import DSI
-from dsi_jax.models.encoders import config as config_lib
 from dsi_jax.models.encoders.clip_config import ClipTextConfig, ClipVisionConfig
+from dsi_jax.models.encoders.memory import MEMORIES
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.prepare import data_config, preflight
 from dsi_jax.prepare.data_config import DataConfig
@@ -152,10 +152,8 @@ def check(config: TrainConfig) -> None:
         IMAGE_CANVAS=config.image_canvas,
         BASELINE_STEPS=config.baseline_steps,
     )
-    if config.encoder_memory not in config_lib.MEMORIES:
-        raise ValueError(
-            f"ENCODER_MEMORY is {config.encoder_memory!r}; expected one of {config_lib.MEMORIES}"
-        )
+    if config.encoder_memory not in MEMORIES:
+        raise ValueError(f"ENCODER_MEMORY is {config.encoder_memory!r}; expected one of {MEMORIES}")
     checks.check_whole_numbers(least=0, RANDOM_SEED=config.random_seed)
     checks.check_fractions(DROPOUT_RATE=config.dropout_rate)
     config.method.check()

@@ -13,7 +13,8 @@ from dsi_jax.inputs.pixels import CLIP_MEAN, CLIP_STD
 from dsi_jax.models.encoders.clip import Clip
 from dsi_jax.models.encoders.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
 from dsi_jax.models.encoders.clip_towers import ClipTextTower, ClipVisionTower
-from dsi_jax.models.encoders.config import MEMORIES, path_rules
+from dsi_jax.models.encoders.config import path_rules
+from dsi_jax.models.encoders.memory import MEMORIES
 
 END, WIDTH, LENGTH = 1, 24, 6  # T5's end token; it pads with 0
 SIZES = {

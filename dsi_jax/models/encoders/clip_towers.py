@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from dsi_jax.inputs.pixels import normalize, squares
 from dsi_jax.models.encoders.clip import ClipTextTransformer, ClipVisionTransformer, end_positions
 from dsi_jax.models.encoders.clip_config import ClipTextConfig, ClipVisionConfig
-from dsi_jax.models.encoders.config import check_memory
+from dsi_jax.models.encoders.memory import check_memory
 
 
 class ClipTextTower(nn.Module):

@@ -6,9 +6,8 @@ from typing import Any, Self
 import flax.linen as nn
 
 from dsi_jax.models.encoders.clip_config import ClipTextConfig, ClipVisionConfig
+from dsi_jax.models.encoders.memory import check_memory
 from dsi_jax.models.t5 import check_fields
-
-MEMORIES = ("pooled", "states", "both")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,13 +111,3 @@ def path_rules(*, text: bool, vision: bool) -> tuple[tuple[str, tuple], ...]:
       `dsi_jax.training.partitioning.PathRules`, each of which matches some parameter.
     """
     return _BOTH_RULES + _TEXT_RULES * text + _VISION_RULES * vision
-
-
-def check_memory(memory: str) -> None:
-    """Raises unless a memory is one of MEMORIES.
-
-    Raises:
-      ValueError: naming it.
-    """
-    if memory not in MEMORIES:
-        raise ValueError(f"memory of a tower is {memory!r}; expected one of {MEMORIES}")
