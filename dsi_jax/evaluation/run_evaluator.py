@@ -64,7 +64,7 @@ class RunEvaluator:
       directory: MODEL_DIR.
       method: how the model ranks.
       model: the model.
-      prepared: corpus, tokenizer, docid table and tasks.
+      assets: corpus, tokenizer, docid table and tasks.
       collection: the documents to rank.
       write: whether this host writes files and prints.
     """
@@ -76,12 +76,12 @@ class RunEvaluator:
         directory: Path,
         method: Method,
         model: nn.Module,
-        prepared: RunAssets,
+        assets: RunAssets,
         collection: Collection,
         write: bool,
     ) -> None:
         self._evaluation = evaluation
-        self._directory, self._prepared, self._write = directory, prepared, write
+        self._directory, self._assets, self._write = directory, assets, write
         self._method, self._model, self._collection = method, model, collection
         self._mesh: Mesh | None = None
         self._rules = partitioning.LOGICAL_AXIS_RULES
@@ -150,7 +150,7 @@ class RunEvaluator:
         figures = self._evaluate(reported, self._evaluation, params, step)
         free = self._rank_freely(reported, figures, params, step)
         searches = self._example_searches(reported, params)
-        corpus = self._prepared.corpus
+        corpus = self._assets.corpus
         sheet = []
         if isinstance(corpus, ImageCorpus):
             sheet = image_samples.sheet_rows(corpus, functools.partial(self._rank, params))
@@ -169,7 +169,7 @@ class RunEvaluator:
 
     def _all_targets(self) -> list[Target]:
         """Every split of the mixture's tasks that is not trained on and has metrics."""
-        tasks = seqio.get_subtasks(seqio.get_mixture_or_task(self._prepared.mixture_or_task_name))
+        tasks = seqio.get_subtasks(seqio.get_mixture_or_task(self._assets.mixture_or_task_name))
         return [
             Target(task.name, split)
             for task in tasks
@@ -189,9 +189,9 @@ class RunEvaluator:
         held_out = [t for t in targets if t.split in HELD_OUT_SPLITS] or targets
         limit = self._evaluation.num_queries
         chosen = [dataclasses.replace(t, num_examples=limit) for t in held_out]
-        if self._prepared.tasks is not None:
+        if self._assets.tasks is not None:
             documents = self._evaluation.num_documents
-            chosen.append(Target(self._prepared.tasks.indexing, "train", documents))
+            chosen.append(Target(self._assets.tasks.indexing, "train", documents))
         return chosen
 
     def _log(self, targets: list[Target], params: Any, step: int) -> dict[str, Figures]:
@@ -226,7 +226,7 @@ class RunEvaluator:
             if key not in self._cache:
                 self._cache[key] = Evaluator(
                     [target],
-                    keys=self._prepared.table.keys,
+                    keys=self._assets.table.keys,
                     feature_lengths=self._collection.lengths,
                     output_dir=output if self._write else None,
                 )
@@ -235,13 +235,13 @@ class RunEvaluator:
         return figures
 
     def _candidates(self, target: Target) -> np.ndarray | None:
-        return candidates(self._prepared.corpus, self._prepared.tasks, target)
+        return candidates(self._assets.corpus, self._assets.tasks, target)
 
     def _rank(
         self, params: Any, split: str, examples: Sequence[Mapping[str, np.ndarray]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ranks what may be found in a split of a corpus of images, see `Predictor.rank`."""
-        predictor = self._predictor(self._evaluation, self._prepared.corpus.candidates.get(split))
+        predictor = self._predictor(self._evaluation, self._assets.corpus.candidates.get(split))
         return predictor.rank(params, examples, self._should_stop)
 
     def _predictor(self, evaluation: Evaluation, rows: np.ndarray | None) -> Predictor:
@@ -282,9 +282,9 @@ class RunEvaluator:
         seconds: float,
         beside: Mapping[str, BaselineResult],
     ) -> tuple[list[str], dict[str, Any]]:
-        table = self._prepared.table
+        table = self._assets.table
         what = f"docids {table.kind}" if self._method.decodes else self._method.title
-        corpus, columns = self._prepared.corpus, tables.COLUMNS
+        corpus, columns = self._assets.corpus, tables.COLUMNS
         if isinstance(corpus, ImageCorpus):
             what, columns = f"protocol {corpus.protocol}, {what}", tables.IMAGE_COLUMNS
         lines = [
@@ -332,7 +332,7 @@ class RunEvaluator:
                 continue
             mean, best = mean_and_best(past, _HEADLINE, self._evaluation.last)
             told |= {f"mean_{_HEADLINE}": mean, f"best_{_HEADLINE}": best}
-            if self._prepared.tasks and target.task == self._prepared.tasks.indexing:
+            if self._assets.tasks and target.task == self._assets.tasks.indexing:
                 aim = "its docid" if self._method.decodes else "itself"
                 lines.append(tables.memorization_line(past[-1], aim))
             else:
@@ -345,7 +345,7 @@ class RunEvaluator:
 
     def _has_queries(self, target: Target) -> bool:
         """Whether the target is a split of the corpus's own queries, and BM25 has texts to rank."""
-        corpus, tasks = self._prepared.corpus, self._prepared.tasks
+        corpus, tasks = self._assets.corpus, self._assets.tasks
         if corpus is None or tasks is None or target.task != tasks.retrieval:
             return False
         return target.split in corpus.queries and has_texts(corpus, self._candidates(target))
@@ -369,9 +369,9 @@ class RunEvaluator:
         }
 
     def _hit(self, row: int, score: float) -> Hit:
-        corpus = self._prepared.corpus
+        corpus = self._assets.corpus
         if corpus is None:
-            return Hit(self._prepared.table.keys[row], row, score)
+            return Hit(self._assets.table.keys[row], row, score)
         return Hit(corpus.keys[row], row, score, corpus.titles[row], corpus.texts[row])
 
 

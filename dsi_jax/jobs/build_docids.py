@@ -18,7 +18,7 @@ PLOT = "docids_report.png"  # in MODEL_DIR: the health of the docid table
 
 
 def build_docids(
-    model_dir: str, sources: DataConfig, *, config_text: str = "", dry_run: bool = False
+    model_dir: str, data: DataConfig, *, config_text: str = "", dry_run: bool = False
 ) -> None:
     """The `docids` command: prepares a run's files, reports on the health of its docid table.
 
@@ -27,18 +27,18 @@ def build_docids(
     """
     del config_text  # `train` keeps the configuration; this command has no run of its own
     checks.check_type("MODEL_DIR", model_dir, str)
-    check_data_config(sources)
-    prepared = prepare(sources, model_dir, write=not dry_run)
+    check_data_config(data)
+    assets = prepare(data, model_dir, write=not dry_run)
     oracle = docid_table_lib.oracle_recall(
-        prepared.table, sources.docids, prepared.corpus, sources.seed, prepared.embeddings
+        assets.table, data.docids, assets.corpus, data.seed, assets.embeddings
     )
-    logger.info("%s\n\n%s", "\n".join(prepared.lines()), report.report(prepared.table, oracle))
+    logger.info("%s\n\n%s", "\n".join(assets.lines()), report.report(assets.table, oracle))
     if dry_run:
         return
-    logger.info("docid table: %s", prepared.table_path)
+    logger.info("docid table: %s", assets.table_path)
     if plots.available():
         path = model_dir_lib.model_directory(model_dir) / PLOT
-        plots.plot_report(prepared.table, path, oracle)
+        plots.plot_report(assets.table, path, oracle)
         logger.info("plot: %s", path)
     else:
         logger.info("no plot: matplotlib is not installed (pip install 'dsi-jax[plots]')")

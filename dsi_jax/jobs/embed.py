@@ -61,14 +61,14 @@ def embed(
         raise ValueError(f"EMBED_OUTPUT is {output!r}; expected a name that ends in .npy")
     if corpus is None and images is None:
         raise ValueError("neither CORPUS nor IMAGES is given; expected one of them")
-    sources = DataConfig(
+    data = DataConfig(
         corpus=corpus,
         seed=random_seed,
         images=images,
         captions=captions,
         skip_unreadable=skip_unreadable,
     )
-    documents, _ = assets.load_corpus_for(sources)
+    documents, _ = assets.load_corpus_for(data)
     described = embedder.describe()
     if dry_run:
         logger.info("would embed %s documents by %s to %s", f"{len(documents):,}", described, path)

@@ -70,7 +70,7 @@ def evaluate(
     retriever = Retriever.load(model_dir, step=step, docid_table=docid_table, beam_size=1)
     loaded = retrieval = tasks = None
     seed = retriever.metadata.get("corpus_seed", 42) if random_seed is None else random_seed
-    sources = DataConfig(
+    data = DataConfig(
         corpus=corpus,
         mixture_or_task_name=mixture_or_task_name,
         seed=seed,
@@ -81,12 +81,12 @@ def evaluate(
     )
     collection = retriever.collection
     if corpus is not None or images is not None:
-        loaded, external = assets.load_corpus_for(sources)
+        loaded, external = assets.load_corpus_for(data)
         _check_corpus(loaded, images or corpus, seed, retriever)
-        if sources.of_images:
+        if data.of_images:
             collection = dataclasses.replace(collection, images=loaded.images)
-        if not external and sources.of_images:
-            tasks = assets.register_tasks(loaded, sources, with_mixture=True)
+        if not external and data.of_images:
+            tasks = assets.register_tasks(loaded, data, with_mixture=True)
             retrieval = tasks.retrieval
             mixture_or_task_name = mixture_or_task_name or tasks.mixture
         elif not external:

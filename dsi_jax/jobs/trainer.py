@@ -156,16 +156,16 @@ def _baseline(run: Run, config_text: str, stop: _Stop) -> dict[str, run_evaluato
 
 def _baseline_config(run: Run) -> TrainConfig:
     """The baseline as a run of its own, on the documents and queries of `run`."""
-    config, prepared = run.config, run.prepared
-    pairs = prepared.tasks and prepared.tasks.pairs
+    config, assets = run.config, run.assets
+    pairs = assets.tasks and assets.tasks.pairs
     return dataclasses.replace(
         config,
         model_dir=str(run.directory / "baseline"),
-        sources=dataclasses.replace(
-            config.sources,
-            docid_table=str(prepared.table_path),
-            vocabulary=config.sources.vocabulary or str(run.directory),
-            mixture_or_task_name=pairs or prepared.mixture_or_task_name,
+        data=dataclasses.replace(
+            config.data,
+            docid_table=str(assets.table_path),
+            vocabulary=config.data.vocabulary or str(run.directory),
+            mixture_or_task_name=pairs or assets.mixture_or_task_name,
         ),
         # Groups are of the parts of a DSI.
         optimizer=config.baseline_optimizer or dataclasses.replace(config.optimizer, groups=()),
@@ -210,7 +210,7 @@ def _first_state(
     state = run.program.init(run.config.random_seed)
     if run.pretrained is not None:
         new_model = warm_start.NewModel(
-            run.program.model.config, run.prepared.table, run.prepared.tokenizer
+            run.program.model.config, run.assets.table, run.assets.tokenizer
         )
         params = run.pretrained.initialize(new_model, state.params, run.config.assignment_map)
         state = state.replace(params=params)
@@ -238,13 +238,13 @@ def _architecture(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def _metadata(run: Run) -> dict[str, Any]:
     """What a checkpoint says of itself, its corpus and the queries that it may not train on."""
-    corpus = run.prepared.corpus
+    corpus = run.assets.corpus
     if corpus is None:
         return run.metadata
     return run.metadata | {
         "corpus": corpus.name,
         "corpus_hash": corpus.hash,
-        "corpus_seed": run.config.sources.seed,
+        "corpus_seed": run.config.data.seed,
         "queries_hash": evaluator.queries_hash(corpus),
     }
 

@@ -37,7 +37,7 @@ TEXT_TABLE = "docids_text"  # in MODEL_DIR: the docids in text tokens
 
 
 def prepare(
-    sources: DataConfig,
+    data: DataConfig,
     model_dir: str | Path,
     *,
     write: bool = True,
@@ -47,7 +47,7 @@ def prepare(
     """Reads or builds the corpus's files in `model_dir` and registers its seqio tasks.
 
     Args:
-      sources: what to read.
+      data: what to read.
       model_dir: MODEL_DIR.
       write: False builds what is missing in memory only.
       check: called with the number of documents before anything long begins; may raise.
@@ -61,8 +61,8 @@ def prepare(
     model_dir = model_dir_lib.model_directory(model_dir)
 
     def prepared() -> RunAssets:
-        found = _prepare(sources, model_dir, write, check)
-        if text_vocab_size is None or sources.space != TEXT_SPACE:
+        found = _prepare(data, model_dir, write, check)
+        if text_vocab_size is None or data.space != TEXT_SPACE:
             return found
         path = model_dir / TEXT_TABLE
         vocab_size = text_vocab_size(found.tokenizer)
@@ -83,21 +83,21 @@ def prepare(
 
 
 def _prepare(
-    sources: DataConfig, model_dir: Path, write: bool, check: Callable[[int], None]
+    data: DataConfig, model_dir: Path, write: bool, check: Callable[[int], None]
 ) -> RunAssets:
-    if sources.corpus is None and sources.images is None:
-        return _prepare_external(sources, model_dir, write, check)
-    corpus, external = load_corpus_for(sources)
-    path = table_path(sources, model_dir)
+    if data.corpus is None and data.images is None:
+        return _prepare_external(data, model_dir, write, check)
+    corpus, external = load_corpus_for(data)
+    path = table_path(data, model_dir)
     # A table from elsewhere may serve runs of several seeds.
-    seed = sources.seed if sources.docid_table is None else None
-    table = docid_table_lib.existing(path, corpus, sources.docids, seed)
-    tasks = register_tasks(corpus, sources, with_mixture=not external)
-    name = sources.mixture_or_task_name or tasks.mixture
+    seed = data.seed if data.docid_table is None else None
+    table = docid_table_lib.existing(path, corpus, data.docids, seed)
+    tasks = register_tasks(corpus, data, with_mixture=not external)
+    name = data.mixture_or_task_name or tasks.mixture
     _check_task(name)
-    origin = tokenizers.Origin(corpus.hash, sources.vocabulary_size, sources.seed)
-    if sources.vocabulary is not None:
-        tokenizer = tokenizers.given(sources.vocabulary)
+    origin = tokenizers.Origin(corpus.hash, data.vocabulary_size, data.seed)
+    if data.vocabulary is not None:
+        tokenizer = tokenizers.given(data.vocabulary)
     else:
         tokenizer = tokenizers.trained(model_dir, origin)
     check(len(corpus))
@@ -108,10 +108,10 @@ def _prepare(
     embeddings = None
     if table is None:
         table, embeddings = docid_table_lib.build(
-            sources.docids,
+            data.docids,
             corpus,
             tokenizer,
-            seed=sources.seed,
+            seed=data.seed,
             path=path if write else None,
         )
     store = model_dir / "documents.arrow"
@@ -129,66 +129,66 @@ def _prepare(
     )
 
 
-def load_corpus_for(sources: DataConfig) -> tuple[AnyCorpus, bool]:
+def load_corpus_for(data: DataConfig) -> tuple[AnyCorpus, bool]:
     """The corpus, and whether the tasks are another project's.
 
     Raises:
       ValueError, OSError: bad data, named.
     """
-    name = sources.mixture_or_task_name
-    if not sources.of_images:
-        return text_tasks.load_corpus_for(sources.corpus, sources.seed, name)
+    name = data.mixture_or_task_name
+    if not data.of_images:
+        return text_tasks.load_corpus_for(data.corpus, data.seed, name)
     corpus = image_corpora.load_image_corpus(
-        sources.images or sources.corpus,
-        seed=sources.seed,
-        captions=sources.captions,
-        protocol=sources.protocol,
-        skip=sources.skip_unreadable,
+        data.images or data.corpus,
+        seed=data.seed,
+        captions=data.captions,
+        protocol=data.protocol,
+        skip=data.skip_unreadable,
     )
     return corpus, text_tasks.is_external(name, corpus)
 
 
 def register_tasks(
-    corpus: AnyCorpus, sources: DataConfig, *, with_mixture: bool
+    corpus: AnyCorpus, data: DataConfig, *, with_mixture: bool
 ) -> text_tasks.CorpusTasks:
     """Registers the corpus's own tasks; see `data.registration` and `data.image_registration`."""
     if isinstance(corpus, ImageCorpus):
         return image_tasks.register_image_tasks(
-            corpus, indexing_ratio=sources.indexing_ratio, with_mixture=with_mixture
+            corpus, indexing_ratio=data.indexing_ratio, with_mixture=with_mixture
         )
     return text_tasks.register_corpus_tasks(
         corpus,
-        indexing_ratio=sources.indexing_ratio,
-        chunk_ratio=sources.chunk_ratio,
-        document_form=sources.document_form,
-        shuffle_buffer=sources.shuffle_buffer_size,
+        indexing_ratio=data.indexing_ratio,
+        chunk_ratio=data.chunk_ratio,
+        document_form=data.document_form,
+        shuffle_buffer=data.shuffle_buffer_size,
         with_mixture=with_mixture,
     )
 
 
-def table_path(sources: DataConfig, model_dir: Path) -> Path:
+def table_path(data: DataConfig, model_dir: Path) -> Path:
     """Where the run's docid table lies."""
-    if sources.docid_table is not None:
-        return Path(sources.docid_table).expanduser()
+    if data.docid_table is not None:
+        return Path(data.docid_table).expanduser()
     return model_dir / "docids"
 
 
 def _prepare_external(
-    sources: DataConfig, model_dir: Path, write: bool, check: Callable[[int], None]
+    data: DataConfig, model_dir: Path, write: bool, check: Callable[[int], None]
 ) -> RunAssets:
     """Another project's registered tasks: their docid table and vocabulary must be given."""
     given = {
-        "MIXTURE_OR_TASK_NAME": sources.mixture_or_task_name,
-        "DOCID_TABLE": sources.docid_table,
-        "VOCABULARY": sources.vocabulary,
+        "MIXTURE_OR_TASK_NAME": data.mixture_or_task_name,
+        "DOCID_TABLE": data.docid_table,
+        "VOCABULARY": data.vocabulary,
     }
     missing = [name for name, value in given.items() if value is None]
     if missing:
         raise ValueError(f"CORPUS is None, so {', '.join(missing)} must be given")
-    _check_task(sources.mixture_or_task_name)
-    path = table_path(sources, model_dir)
+    _check_task(data.mixture_or_task_name)
+    path = table_path(data, model_dir)
     table = DocidTable.load(path)
-    tokenizer = tokenizers.given(sources.vocabulary)
+    tokenizer = tokenizers.given(data.vocabulary)
     check(table.num_documents)
     if write:
         checkpoints.check_writable(model_dir)
@@ -199,7 +199,7 @@ def _prepare_external(
         table=table,
         table_path=path,
         tasks=None,
-        mixture_or_task_name=sources.mixture_or_task_name,
+        mixture_or_task_name=data.mixture_or_task_name,
     )
 
 

@@ -74,33 +74,33 @@ class DataConfig:
         return self.docid_space or (TEXT_SPACE if needs_text else COMPACT_SPACE)
 
 
-def check_data_config(sources: DataConfig) -> None:
+def check_data_config(data: DataConfig) -> None:
     """Raises where a field is of the wrong type or out of range; reads nothing.
 
     Raises:
       ValueError: naming it.
     """
-    checks.check_fields(sources)
+    checks.check_fields(data)
     checks.check_whole_numbers(
-        VOCABULARY_SIZE=sources.vocabulary_size, SHUFFLE_BUFFER_SIZE=sources.shuffle_buffer_size
+        VOCABULARY_SIZE=data.vocabulary_size, SHUFFLE_BUFFER_SIZE=data.shuffle_buffer_size
     )
-    checks.check_whole_numbers(least=0, RANDOM_SEED=sources.seed)
-    document_forms.check(sources.document_form)
-    if sources.space not in DOCID_SPACES:
-        raise ValueError(f"DOCID_SPACE is {sources.space!r}; expected one of {DOCID_SPACES}")
-    strategy = indexing_strategies.Strategy(sources.indexing_strategy)
-    if strategy.needs_text_space and sources.space != TEXT_SPACE:
+    checks.check_whole_numbers(least=0, RANDOM_SEED=data.seed)
+    document_forms.check(data.document_form)
+    if data.space not in DOCID_SPACES:
+        raise ValueError(f"DOCID_SPACE is {data.space!r}; expected one of {DOCID_SPACES}")
+    strategy = indexing_strategies.Strategy(data.indexing_strategy)
+    if strategy.needs_text_space and data.space != TEXT_SPACE:
         raise ValueError(
             f"INDEXING_STRATEGY is {strategy.name!r}, which needs docids in text tokens; "
-            f"DOCID_SPACE is {sources.space!r}, expected {TEXT_SPACE!r} or None"
+            f"DOCID_SPACE is {data.space!r}, expected {TEXT_SPACE!r} or None"
         )
-    _check_modality(sources)
+    _check_modality(data)
 
 
-def _check_modality(sources: DataConfig) -> None:
+def _check_modality(data: DataConfig) -> None:
     """Raises where a field is given that texts, or images, have no use for."""
     default = DataConfig()
-    if sources.of_images:
+    if data.of_images:
         what, names = (
             "images",
             {
@@ -113,8 +113,8 @@ def _check_modality(sources: DataConfig) -> None:
     else:
         what, names = "texts", {"CAPTIONS": "captions", "PROTOCOL": "protocol"}
     for macro, name in names.items():
-        if getattr(sources, name) != getattr(default, name):
+        if getattr(data, name) != getattr(default, name):
             raise ValueError(
-                f"{macro} is {getattr(sources, name)!r}, and documents are {what}; expected "
+                f"{macro} is {getattr(data, name)!r}, and documents are {what}; expected "
                 f"{getattr(default, name)!r}"
             )

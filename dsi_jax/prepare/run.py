@@ -20,7 +20,8 @@ from dsi_jax.evaluation import validation_loss
 from dsi_jax.evaluation.run_evaluator import RunEvaluator
 from dsi_jax.inputs.tokenizer import Tokenizer
 from dsi_jax.methods.base import Collection, Method, Stream
-from dsi_jax.prepare import assets, autosize, preflight, warm_start
+from dsi_jax.prepare import assets as assets_lib
+from dsi_jax.prepare import autosize, preflight, warm_start
 from dsi_jax.prepare.model import _least_checkpoint_bytes, _origin, fitting, towers_of, with_options
 from dsi_jax.prepare.train_config import Periods, TrainConfig, check
 from dsi_jax.storage import model_dir as model_dir_lib
@@ -39,7 +40,7 @@ class Run:
     Attributes:
       config: what was asked for; what it left open is decided in the other attributes.
       directory: MODEL_DIR.
-      prepared: corpus, tokenizer, docid table and tasks.
+      assets: corpus, tokenizer, docid table and tasks.
       collection: the documents as the method reads and ranks them.
       program: model, mesh, shapes and training step, not compiled.
       stream: batches.
@@ -54,7 +55,7 @@ class Run:
 
     config: TrainConfig
     directory: Path
-    prepared: RunAssets
+    assets: RunAssets
     collection: Collection
     program: program_lib.Program
     stream: Stream
@@ -69,12 +70,12 @@ class Run:
     def new_validation_loss(self, *, write: bool) -> validation_loss.ValidationLoss:
         """Reads the held-out sample; its loss is measured at each evaluation."""
         program = self.program
-        tasks = validation_loss.validation_tasks(self.prepared.mixture_or_task_name)
+        tasks = validation_loss.validation_tasks(self.assets.mixture_or_task_name)
         return validation_loss.ValidationLoss(
             {
                 task: _stream(
                     self.config,
-                    self.prepared,
+                    self.assets,
                     self.collection,
                     program.mesh,
                     self.stream.batch_size,
@@ -127,29 +128,29 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
             return tokenizer.vocab_size
         return pretrained.vocab_size_for(tokenizer)
 
-    prepared = assets.prepare(
-        config.sources,
+    assets = assets_lib.prepare(
+        config.data,
         directory,
         write=write,
         check=check_disk,
         text_vocab_size=text_vocab_size,
     )
-    size = autosize.choose(prepared.table.num_documents, config.batch_size)
+    size = autosize.choose(assets.table.num_documents, config.batch_size)
     lengths = dict(config.task_feature_lengths or size.task_feature_lengths)
     batch_size = config.batch_size or partitioning.round_batch_size(
         size.batch_size, mesh, config.microbatches
     )
     train_steps = config.train_steps or size.train_steps
-    vocab_size = stored.vocab_size if stored else text_vocab_size(prepared.tokenizer)
+    vocab_size = stored.vocab_size if stored else text_vocab_size(assets.tokenizer)
     t5 = dataclasses.replace(with_options(given or size.model, config), vocab_size=vocab_size)
 
     image_size = towers and towers.image and towers.image.image_size
-    collection = prepared.collection(lengths, image_size, config.image_canvas)
-    stream = _stream(config, prepared, collection, mesh, batch_size)
-    towers = fitting(towers, stream, prepared.tokenizer, lengths["inputs"])
-    model = config.method.new_model(t5, prepared.table, towers)
+    collection = assets.collection(lengths, image_size, config.image_canvas)
+    stream = _stream(config, assets, collection, mesh, batch_size)
+    towers = fitting(towers, stream, assets.tokenizer, lengths["inputs"])
+    model = config.method.new_model(t5, assets.table, towers)
     if config.baseline is not None:  # which is trained last: what cannot be is said first
-        config.baseline.new_model(t5, prepared.table, towers)
+        config.baseline.new_model(t5, assets.table, towers)
     program = program_lib.build(
         model,
         config.optimizer,
@@ -164,18 +165,18 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
         program.shapes,
         program.lower(),
         lines=(
-            *prepared.lines(),
+            *assets.lines(),
             *stream.lines(),
             preflight.mesh_line(mesh),
             f"training     {train_steps:,} steps of {batch_size} examples",
         ),
     )
-    metadata = _metadata(config.method, model, collection, prepared.table_path)
+    metadata = _metadata(config.method, model, collection, assets.table_path)
     periods = config.periods.resolve(train_steps)
     return Run(
         config=config,
         directory=directory,
-        prepared=prepared,
+        assets=assets,
         collection=collection,
         program=program,
         stream=stream,
@@ -189,7 +190,7 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
             directory=directory,
             method=config.method,
             model=model,
-            prepared=prepared,
+            assets=assets,
             collection=collection,
             write=write and jax.process_index() == 0,
         ),
@@ -199,7 +200,7 @@ def set_up(config: TrainConfig, *, write: bool) -> Run:
 
 def _stream(
     config: TrainConfig,
-    prepared: RunAssets,
+    assets: RunAssets,
     collection: Collection,
     mesh: Mesh,
     batch_size: int,
@@ -211,7 +212,7 @@ def _stream(
     """This host's part of the batches of a mixture or task, by default those to train on."""
     parts, num_parts = partitioning.process_parts(mesh)
     stream = pipeline_lib.TrainPipeline(
-        name or prepared.mixture_or_task_name,
+        name or assets.mixture_or_task_name,
         table=collection.table,
         inputs=collection.inputs,
         batch_size=batch_size,
@@ -223,9 +224,9 @@ def _stream(
         use_cached=config.use_cached_tasks,
         shuffle=config.shuffle_train_examples if shuffle is None else shuffle,
         strategy=indexing_strategies.Strategy(
-            config.sources.indexing_strategy,
+            config.data.indexing_strategy,
             seed=config.random_seed,
-            first_sentinel=text_space.first_sentinel(prepared.tokenizer),
+            first_sentinel=text_space.first_sentinel(assets.tokenizer),
         ),
     )
     return config.method.batches(stream, collection)

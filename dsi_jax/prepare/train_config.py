@@ -56,7 +56,7 @@ class TrainConfig:
 
     Attributes:
       model_dir: MODEL_DIR; laid out as in T5X.
-      sources: corpus, vocabulary and docids.
+      data: corpus, vocabulary and docids.
       optimizer: Adafactor or AdamW with its schedule.
       method: what is trained: a differentiable search index, or a baseline.
       model: the architecture; its vocabulary size becomes the tokenizer's. None: chosen from the
@@ -98,7 +98,7 @@ class TrainConfig:
     """
 
     model_dir: str
-    sources: DataConfig
+    data: DataConfig
     optimizer: optimizers.Optimizer
     method: Method = DSI()
     model: T5Config | None = None
@@ -137,7 +137,7 @@ def check(config: TrainConfig) -> None:
       ValueError: naming it.
     """
     checks.check_fields(config)
-    data_config.check_data_config(config.sources)
+    data_config.check_data_config(config.data)
     periods = config.periods
     checks.check_whole_numbers(
         TRAIN_STEPS=config.train_steps,

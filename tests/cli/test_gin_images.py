@@ -62,15 +62,15 @@ def test_every_file_is_one_of_these():
 @pytest.mark.parametrize("name", CAPTIONS)
 def test_texts_look_for_images(name):
     config = configured(name)
-    data, kind = name.split("_")
-    sources = config.sources
-    assert (sources.corpus, sources.protocol) == (CORPUS_OF[data], "karpathy_test")
-    assert config.clip_checkpoint == sources.vocabulary == "openai/clip-vit-base-patch32"
-    assert sources.docids.kind == kind
+    dataset, kind = name.split("_")
+    data = config.data
+    assert (data.corpus, data.protocol) == (CORPUS_OF[dataset], "karpathy_test")
+    assert config.clip_checkpoint == data.vocabulary == "openai/clip-vit-base-patch32"
+    assert data.docids.kind == kind
     if kind == "semantic":
-        assert (sources.docids.clusters, sources.docids.leaf_size) == (30, 30)
-        assert sources.docids.embedder == ClipEmbedder(config.clip_checkpoint)
-    counts = tfds_images.SPECS[sources.corpus].counts
+        assert (data.docids.clusters, data.docids.leaf_size) == (30, 30)
+        assert data.docids.embedder == ClipEmbedder(config.clip_checkpoint)
+    counts = tfds_images.SPECS[data.corpus].counts
     captioned = counts["train"] + counts.get("restval", 0)
     a_pass = captioned + sum(counts.values())  # a caption and an image each
     assert config.train_steps * config.batch_size == pytest.approx(25 * a_pass, abs=256)
@@ -87,13 +87,13 @@ def test_texts_look_for_images(name):
 def test_irgen(name):
     corpus, layers, steps, warmup, published = IRGEN[name]
     config = configured(f"irgen_{name}")
-    assert (config.sources.corpus, config.sources.indexing_ratio) == (corpus, 0)
+    assert (config.data.corpus, config.data.indexing_ratio) == (corpus, 0)
     decoder = config.model
     assert (decoder.emb_dim, decoder.num_heads, decoder.mlp_dim) == (768, 12, 4 * 768)
     assert decoder.num_decoder_layers == layers
     assert (config.dropout_rate, config.dtype, config.encoder_memory) == (0, "float32", "both")
     assert (config.method.label_smoothing, config.method.z_loss) == (0.1, 0)
-    docids = config.sources.docids
+    docids = config.data.docids
     assert docids.embedder == ClipEmbedder("openai/clip-vit-base-patch16")
     assert (docids.levels, docids.codes, docids.vocabulary) == (4, 256, "shared")
     assert docids.needs == {"embeddings", "classes"} and docids.collisions == "ties"
@@ -168,7 +168,7 @@ def test_model_and_its_dense_baseline_have_shapes(name, tiny_clip):
     assert pretrained.image == dataclasses.replace(towers.image, dtype=pretrained.image.dtype)
     pixels = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.uint8)
     batch = {"image": {"pixels": pixels}, "document": {"pixels": pixels}}
-    if config.sources.indexing_ratio == 0:  # images alone
+    if config.data.indexing_ratio == 0:  # images alone
         towers = dataclasses.replace(towers, text=None)
     else:
         tokens = jax.ShapeDtypeStruct((2, 77), jnp.int32)

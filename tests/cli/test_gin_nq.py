@@ -87,7 +87,7 @@ def test_dual_encoder_of_the_paper():
     config = configured(file)
     assert config.method.kind == "dual_encoder"
     assert config.train_steps == 10_000
-    assert config.sources.vocabulary == config.initial_checkpoint_path == "lender"
+    assert config.data.vocabulary == config.initial_checkpoint_path == "lender"
     for size, *figures in (line.split() for line in DUAL_ENCODERS.strip().splitlines()):
         first, second, third = zip(figures[::2], figures[1::2], strict=True)
         line = "   ".join(" / ".join(pair) for pair in (first, second, third))
@@ -98,14 +98,14 @@ def test_dual_encoder_of_the_paper():
 def test_experiment_of_the_paper(corpus, size, kind, hits_1, hits_10):
     file = f"experiments/nq/{corpus}_{size}_{kind}.gin"
     config = configured(file)
-    assert config.sources.corpus == corpus
+    assert config.data.corpus == corpus
     assert config.model == getattr(t5_sizes, f"t5_1_1_{size}")()
-    assert config.sources.docids.kind == kind
-    assert getattr(config.sources.docids, "id_space", 320_000) == 320_000
+    assert config.data.docids.kind == kind
+    assert getattr(config.data.docids, "id_space", 320_000) == 320_000
     assert (config.batch_size, config.train_steps) == (128, 1_000_000)
     assert config.task_feature_lengths == {"inputs": 32}
-    assert (config.sources.indexing_ratio, config.sources.chunk_ratio) == (32, 0)
-    assert config.sources.docid_space == "text"
+    assert (config.data.indexing_ratio, config.data.chunk_ratio) == (32, 0)
+    assert config.data.docid_space == "text"
     assert config.evaluation.constraint == "free" and config.evaluation.beam_size >= 10
     assert isinstance(config.optimizer, optimizers.Adafactor)
     schedule = config.optimizer.learning_rate.build(config.train_steps)
@@ -132,7 +132,7 @@ def cell(table: str, kind: str, column: int) -> str:
 
 
 def test_semantic_docids_are_the_papers():
-    docids = configured("experiments/nq/nq10k_base_semantic.gin").sources.docids
+    docids = configured("experiments/nq/nq10k_base_semantic.gin").data.docids
     assert (docids.clusters, docids.leaf_size) == (10, 100)
     assert (
         docids.embedder.directory
@@ -143,16 +143,16 @@ def test_semantic_docids_are_the_papers():
 @pytest.mark.parametrize("name", TITLE)
 def test_dsi_on_documents_unique_by_title(name):
     config = configured(f"experiments/nq/{name}.gin")
-    assert config.sources.corpus == "nq320k_title"
-    assert name.endswith(config.sources.docids.kind)
+    assert config.data.corpus == "nq320k_title"
+    assert name.endswith(config.data.docids.kind)
     assert (config.evaluation.constraint, config.evaluation.beam_size) == ("trie", 100)
 
 
 def test_single_gpu_reference():
     config = configured(f"experiments/nq/{REFERENCE}.gin")
-    assert config.sources.corpus == "nq320k_title"
-    assert config.sources.indexing_ratio == 0  # queries alone
-    assert config.sources.docids.length == 16 and config.sources.docids.clusters == 512
+    assert config.data.corpus == "nq320k_title"
+    assert config.data.indexing_ratio == 0  # queries alone
+    assert config.data.docids.length == 16 and config.data.docids.clusters == 512
     assert (config.train_steps, config.batch_size) == (64_000, 256)
     assert config.model == t5_sizes.t5_1_1_base()
     method = config.method
@@ -166,10 +166,10 @@ def test_single_gpu_reference():
 @pytest.mark.parametrize("kind", ["atomic", "naive", "semantic"])
 def test_run_of_the_report(kind):
     config = configured(f"experiments/report_1k_{kind}.gin")
-    assert (config.sources.corpus, config.sources.docids.kind) == ("nq1k", kind)
+    assert (config.data.corpus, config.data.docids.kind) == ("nq1k", kind)
     spec = specs.SPECS["nq1k"]
     documents = spec.train + spec.validation
-    indexed_a_step = config.batch_size * config.sources.indexing_ratio / (1 + 32)
+    indexed_a_step = config.batch_size * config.data.indexing_ratio / (1 + 32)
     epochs = config.train_steps * indexed_a_step / documents
     assert epochs == pytest.approx(1_000, abs=0.2)
     hundred_n = re.search(r"TRAIN_STEPS=(\d+)", (GIN / "experiments/report_1k.gin").read_text())

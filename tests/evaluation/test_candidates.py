@@ -211,7 +211,7 @@ def test_evaluation_reports_the_figures_of_the_candidates(corpus, dsi, tmp_path,
         directory=tmp_path,
         method=DSI(),
         model=model,
-        prepared=RunAssets(
+        assets=RunAssets(
             corpus=corpus,
             documents=None,
             tokenizer=collection.tokenizer,

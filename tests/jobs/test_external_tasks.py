@@ -54,18 +54,18 @@ def test_another_projects_mixture_leaves_the_corpus_as_it_is(tmp_path):
     # Ratios are those of the corpus's own mixture, which this run does not use.
     chosen = {"indexing_ratio": 2.0, "chunk_ratio": 4.0, "seed": 7}
     mine = DataConfig("twelve", NaiveString(), mixture_or_task_name="both", **chosen)
-    prepared = prepare(mine, tmp_path / "mine")
-    assert prepared.corpus is CORPUS
-    assert prepared.mixture_or_task_name == "both"
+    assets = prepare(mine, tmp_path / "mine")
+    assert assets.corpus is CORPUS
+    assert assets.mixture_or_task_name == "both"
     with pytest.raises(ValueError, match="'twelve_indexing' is already registered with other"):
         prepare(DataConfig("twelve", NaiveString(), **chosen), tmp_path / "own")
 
 
 def test_corpus_without_queries_gets_some_where_no_other_project_brings_them(tmp_path):
-    sources_ = DataConfig("twelve", NaiveString(), mixture_or_task_name="twelve_retrieval")
+    data = DataConfig("twelve", NaiveString(), mixture_or_task_name="twelve_retrieval")
     for _ in range(2):  # the second time its task is registered
-        prepared = prepare(sources_, tmp_path)
-        assert set(prepared.corpus.queries) == {"test"}
+        assets = prepare(data, tmp_path)
+        assert set(assets.corpus.queries) == {"test"}
 
 
 def test_task_that_nobody_registered_is_named_with_a_remedy(tmp_path):

@@ -123,22 +123,22 @@ class _ShapesOnly:
 
 def _table(config: TrainConfig, num_documents: int | None) -> DocidTable:
     """The docids of the run: those that lie there, or as many made up."""
-    sources = config.sources
+    data = config.data
     if num_documents is None:
-        path = assets.table_path(sources, model_dir.model_directory(config.model_dir))
+        path = assets.table_path(data, model_dir.model_directory(config.model_dir))
         if not path.exists():
             raise ValueError(
                 f"no docid table at {path}: give NUM_DOCUMENTS, and a table of so many documents "
                 "is made up, or build it with `dsi-jax docids`"
             )
         return DocidTable.load(path)
-    builder = sources.docids
+    builder = data.docids
     if builder is None:
         raise ValueError(
             "NUM_DOCUMENTS is given and DOCIDS is not: pass a file of docids/, for example "
             "--gin_file=docids/atomic.gin"
         )
-    rng = np.random.default_rng(sources.seed)
+    rng = np.random.default_rng(data.seed)
     keys = [str(row) for row in range(num_documents)]
     synthetic = {
         "embeddings": lambda: rng.normal(size=(num_documents, _STAND_IN_WIDTH)).astype(np.float32),
@@ -148,13 +148,13 @@ def _table(config: TrainConfig, num_documents: int | None) -> DocidTable:
         "classes": lambda: np.arange(num_documents) % _STAND_IN_WIDTH,
     }
     needed = {name: synthetic[name]() for name in builder.needs}
-    return builder.build(keys, "made up", seed=sources.seed, **needed)
+    return builder.build(keys, "made up", seed=data.seed, **needed)
 
 
 def _inputs(config: TrainConfig, table: DocidTable, mesh: Mesh) -> _Inputs:
     size = autosize.choose(table.num_documents)
     t5, tokenizer = _text_model(config, size.model)
-    if config.sources.space == TEXT_SPACE and not text_space.is_spelled(table):
+    if config.data.space == TEXT_SPACE and not text_space.is_spelled(table):
         least = text_space.least_vocab_size(tokenizer)
         table = text_space.spell(table, tokenizer, max(least, t5.vocab_size))
     lengths = dict(config.task_feature_lengths or size.task_feature_lengths)
@@ -172,7 +172,7 @@ def _inputs(config: TrainConfig, table: DocidTable, mesh: Mesh) -> _Inputs:
         image_canvas=config.image_canvas,
     )
     strategy = indexing_strategies.Strategy(
-        config.sources.indexing_strategy, first_sentinel=text_space.first_sentinel(tokenizer)
+        config.data.indexing_strategy, first_sentinel=text_space.first_sentinel(tokenizer)
     )
     collator = collate.Collator(table, collection.inputs, strategy)
     unit = partitioning.num_batch_shards(mesh) * config.microbatches
@@ -229,7 +229,7 @@ def _text_model(config: TrainConfig, chosen: T5Config) -> tuple[T5Config, Tokeni
         vocab_size = t5.vocab_size
     else:
         t5 = config.model or chosen
-        vocab_size = tokenizer.vocab_size if tokenizer else config.sources.vocabulary_size
+        vocab_size = tokenizer.vocab_size if tokenizer else config.data.vocabulary_size
     t5 = model.with_options(dataclasses.replace(t5, vocab_size=vocab_size), config)
     return t5, tokenizer or ByteTokenizer()
 
@@ -237,7 +237,7 @@ def _text_model(config: TrainConfig, chosen: T5Config) -> tuple[T5Config, Tokeni
 def _tokenizer(config: TrainConfig) -> Tokenizer | None:
     own = model_dir.model_directory(config.model_dir) / tokenizer_lib.TOKENIZER
     try:
-        return tokenizer_lib.given(config.sources.vocabulary or str(own))
+        return tokenizer_lib.given(config.data.vocabulary or str(own))
     except FileNotFoundError:
         return None
 
