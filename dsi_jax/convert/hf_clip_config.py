@@ -14,6 +14,7 @@ from dsi_jax.models.encoders.clip_config import (
     ClipTransformerConfig,
     ClipVisionConfig,
 )
+from dsi_jax.utils import atomic_files
 
 _CONFIG = "config.json"
 _PROCESSOR = "preprocessor_config.json"
@@ -47,7 +48,7 @@ def read_config(directory: Path) -> ClipConfig:
     path = directory / _CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a Hugging Face CLIP directory")
-    value = json.loads(path.read_text())
+    value = json.loads(path.read_text("utf-8"))
     kind = value.get("model_type")
     if kind not in _MODEL_TYPES:
         raise ValueError(f"{path}: model_type is {kind!r}; expected one of {_MODEL_TYPES}")
@@ -101,10 +102,10 @@ def write_config(directory: Path, config: ClipConfig) -> None:
         architecture = "CLIPTextModel" if text else "CLIPVisionModel"
         architecture += "WithProjection" if config.projection_dim else ""
     whole.architectures = [architecture]
-    (directory / _CONFIG).write_text(whole.to_json_string())
+    atomic_files.write_text(directory / _CONFIG, whole.to_json_string())
     if config.vision is not None:
         processor = json.dumps(_processor_config(config.vision), indent=2, sort_keys=True)
-        (directory / _PROCESSOR).write_text(processor + "\n")
+        atomic_files.write_text(directory / _PROCESSOR, processor + "\n")
 
 
 def check_writable(config: ClipConfig) -> None:
@@ -148,7 +149,7 @@ def _vision_config(directory: Path, config: CLIPVisionConfig) -> ClipVisionConfi
     if config.num_channels != 3:
         raise ValueError(f"num_channels is {config.num_channels}; expected 3")
     path = directory / _PROCESSOR
-    processor = json.loads(path.read_text()) if path.is_file() else {}
+    processor = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     return ClipVisionConfig(
         **_shared(config),
         image_size=config.image_size,

@@ -12,6 +12,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from dsi_jax.utils import atomic_files
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 2**30
@@ -29,7 +31,7 @@ def tensor_files(directory: Path) -> dict[str, Path]:
         with _open(directory / WEIGHTS) as file:
             return dict.fromkeys(file.keys(), directory / WEIGHTS)
     if index.is_file():
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
         return {name: directory / shard for name, shard in weight_map.items()}
     raise FileNotFoundError(
         f"{directory} holds neither {WEIGHTS} nor {INDEX}; other formats of weights are not "
@@ -81,11 +83,12 @@ def write_tensors(
         if len(shards) > 1:
             file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
         tensors = {name: np.asarray(get(name), dtype=np.float32, order="C") for name in names}
-        save_file(tensors, directory / file, metadata={"format": "pt"})
+        with atomic_files.replacing(directory / file) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index_json = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / INDEX).write_text(json.dumps(index_json, indent=2) + "\n")
+        atomic_files.write_json(directory / INDEX, index_json, indent=2)
 
 
 def _open(path: Path) -> safe_open:

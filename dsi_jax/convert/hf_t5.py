@@ -17,6 +17,7 @@ from dsi_jax.convert import docid_vocabulary, hf_safetensors
 from dsi_jax.convert.docid_vocabulary import Params
 from dsi_jax.models import layer_stacking
 from dsi_jax.models.t5 import T5Config
+from dsi_jax.utils import atomic_files
 
 # By model_type, what a config.json leaves out: (feed_forward_proj, tie_word_embeddings).
 _DEFAULTS = {"t5": ("relu", True), "mt5": ("gated-gelu", False), "umt5": ("gated-gelu", True)}
@@ -166,14 +167,14 @@ def save_t5(
 
     shapes = {name: expected[path] for name, path in paths.items()}
     hf_safetensors.write_tensors(directory, shapes, tensor, shard_bytes)
-    (directory / "config.json").write_text(text)
+    atomic_files.write_text(directory / "config.json", text)
 
 
 def _read_config(directory: Path) -> T5Config:
     path = directory / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a Hugging Face T5 directory")
-    value = json.loads(path.read_text())
+    value = json.loads(path.read_text("utf-8"))
 
     def check(name: str, found: Any, expected: Any) -> None:
         if found not in expected:

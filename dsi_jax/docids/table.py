@@ -9,8 +9,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -19,6 +17,7 @@ import numpy as np
 
 from dsi_jax.docids.sorting import lexicographic_order, packed
 from dsi_jax.storage.string_columns import open_columns, string_arrays, write_columns
+from dsi_jax.utils import atomic_files
 
 PAD_TOKEN = 0
 END_TOKEN = 1
@@ -321,20 +320,11 @@ class DocidTable:
                 raise FileExistsError(
                     f"{directory} already holds {other}; table {self.hash} was not written"
                 )
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-        try:
-            new = scratch / "new"
-            new.mkdir()
+        with atomic_files.replacing_directory(directory, overwrite=overwrite) as new:
             np.save(new / _TOKENS, self.tokens)
             write_columns(new / _KEYS, {"key": self.keys})
             metadata = self._identity() | {"level_sizes": self.level_sizes, "hash": self.hash}
-            (new / _METADATA).write_text(json.dumps(metadata, indent=1) + "\n")
-            if directory.exists():
-                directory.rename(scratch / "old")
-            new.rename(directory)
-        finally:
-            shutil.rmtree(scratch)
+            atomic_files.write_json(new / _METADATA, metadata, indent=1)
 
     @classmethod
     def load(cls, directory: str | os.PathLike) -> "DocidTable":
@@ -443,7 +433,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"there is no docid table in {path.parent}: {path.name} is missing")
     try:
-        metadata = json.loads(path.read_text())
+        metadata = json.loads(path.read_text("utf-8"))
     except ValueError as error:  # bad JSON, bad UTF-8
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(metadata, dict) or metadata.get("format") != "dsi_jax docid table":

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from dsi_jax.inputs import image_files
+from dsi_jax.utils import atomic_files
 
 SHOWN = 5  # results of a query
 
@@ -90,10 +91,8 @@ def write(path: str | os.PathLike[str], rows: Sequence[SheetRow]) -> None:
     """
     if not rows:
         raise ValueError("a contact sheet has no queries; expected at least one")
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    render(rows).save(temporary, "PNG", optimize=True)
-    temporary.replace(path)
+    with atomic_files.replacing(path) as temporary:
+        render(rows).save(temporary, "PNG", optimize=True)
 
 
 def render(rows: Sequence[SheetRow]) -> Image.Image:

@@ -19,7 +19,7 @@ def history(output_dir: Path, name: str, last_step: int) -> list[Figures]:
     path = output_dir / f"{name}-metrics.jsonl"
     if not path.exists():
         return []
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     by_step = {line["step"]: line for line in lines if line["step"] <= last_step}
     return [by_step[step] for step in sorted(by_step)]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from dsi_jax.evaluation.predictor import Predictor
 from dsi_jax.methods.base import Collection, Method
 from dsi_jax.ranking.hits import Hit
 from dsi_jax.training import partitioning
+from dsi_jax.utils import atomic_files
 
 logger = logging.getLogger(__name__)
 
@@ -161,8 +161,9 @@ class RunEvaluator:
             contact_sheet.write(self._directory / "contact_sheet.png", sheet)
             lines += ["", f"contact sheet: {self._directory / 'contact_sheet.png'}"]
         text = "\n".join([*lines, "", "example searches:", tables.examples(searches)])
-        (self._directory / "report.txt").write_text(text + "\n")
-        (self._directory / "report.json").write_text(json.dumps(summary, indent=2) + "\n")
+        atomic_files.write_text(self._directory / "report.txt", text + "\n")
+        # Written last: a baseline that has one is finished.
+        atomic_files.write_json(self._directory / "report.json", summary, indent=2)
         logger.info("\n%s", text)
 
     # ---- what is evaluated

@@ -6,9 +6,10 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+
+from dsi_jax.utils import atomic_files
 
 
 def write_trec_run(
@@ -40,9 +41,10 @@ def write_trec_run(
         raise ValueError(
             f"a run of {len(query_ids)} queries has rows {rows.shape} and scores {scores.shape}"
         )
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with (
+        atomic_files.replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
         for query_id, query_rows, query_scores in zip(query_ids, rows, scores, strict=True):
             rank = 0
             for row, score in zip(query_rows.tolist(), query_scores.tolist(), strict=True):
@@ -51,7 +53,6 @@ def write_trec_run(
                 rank += 1
                 fields = (_token(query_id), "Q0", _token(keys[row]), rank, score, tag)
                 file.write(" ".join(map(str, fields)) + "\n")
-    temporary.replace(path)
 
 
 def _token(identifier: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from dsi_jax.docids.embedders.image import ImageEmbedder
 from dsi_jax.prepare import assets, docid_table
 from dsi_jax.prepare.data_config import DataConfig
 from dsi_jax.training.checkpoints import check_writable
+from dsi_jax.utils import atomic_files
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +77,12 @@ def embed(
         return
     check_writable(path.parent)
     rows = _own_rows(len(documents), embedder, rows_a_part)
-    partial = path.with_name(f"{path.name}.partial")
-    width = _embed_parts(embedder, documents, rows, random_seed, partial)
-    _wait("dsi_jax embedded")
+    with _shared_file(path) as temporary:
+        width = _embed_parts(embedder, documents, rows, random_seed, temporary)
+        _wait("dsi_jax embedded")
+        if jax.process_index() == 0:
+            precomputed.write_keys(path, documents.keys)
     if jax.process_index() == 0:
-        precomputed.write_keys(path, documents.keys)
-        partial.rename(path)
         logger.info(
             "%s vectors of %d numbers: %s, keys: %s",
             f"{len(documents):,}",
@@ -89,6 +91,19 @@ def embed(
             precomputed.keys_path(path),
         )
     _wait("dsi_jax renamed")
+
+
+@contextlib.contextmanager
+def _shared_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path, the same on all hosts; the first one moves the file to `path`."""
+    temporary = atomic_files.temporary_path(path)
+    if jax.process_count() > 1:
+        name = np.frombuffer(temporary.name.encode(), np.uint8)  # of one length on all hosts
+        temporary = path.with_name(bytes(multihost_utils.broadcast_one_to_all(name)).decode())
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(atomic_files.replacing(path, temporary))
+        yield temporary
 
 
 def _own_rows(count: int, embedder: Embedder | ImageEmbedder, most: int) -> list[Sequence[int]]:

@@ -13,6 +13,7 @@ from dsi_jax.evaluation import trec
 from dsi_jax.evaluation.config import Evaluation
 from dsi_jax.retriever import Retriever
 from dsi_jax.training.checkpoints import check_writable
+from dsi_jax.utils import atomic_files
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +64,13 @@ def infer(
     check_writable(output)
     ranked = retriever.search_batch(texts, num_results)
     stem = output / Path(queries).stem
-    partial = stem.with_suffix(".jsonl.partial")
-    with partial.open("w") as file:
+    with (
+        atomic_files.replacing(stem.with_suffix(".jsonl")) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
         for query_id, text, hits in zip(ids, texts, ranked, strict=True):
             results = [{"key": hit.key, "score": hit.score} for hit in hits]
             print(json.dumps({"id": query_id, "text": text, "hits": results}), file=file)
-    partial.rename(stem.with_suffix(".jsonl"))
     rows = np.full((len(ids), num_results), -1, np.int32)
     scores = np.full((len(ids), num_results), -np.inf, np.float32)
     for i, hits in enumerate(ranked):

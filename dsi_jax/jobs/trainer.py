@@ -32,6 +32,7 @@ from dsi_jax.prepare.run import Run, set_up
 from dsi_jax.prepare.train_config import TrainConfig
 from dsi_jax.training import checkpoints, partitioning
 from dsi_jax.training import state as state_lib
+from dsi_jax.utils import atomic_files
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +106,8 @@ def _train(run: Run, config_text: str, stop: _Stop | None = None) -> int:
         stack.enter_context(contextlib.closing(checkpointer))
         state, seconds = _first_state(run, checkpointer)
         if jax.process_index() == 0:  # now that MODEL_DIR is known to be of this run
-            _write_text(run.directory / "config.gin", config_text)
-            _write_text(run.directory / "model-info.txt", run.program.model_info())
+            atomic_files.write_text(run.directory / "config.gin", config_text)
+            atomic_files.write_text(run.directory / "model-info.txt", run.program.model_info())
         stop = stop or stack.enter_context(_sigterm())
         evaluations = run.evaluations.on(run.program.mesh, run.program.rules, stop.agree)
         state, step, seconds = _loop(run, state, checkpointer, evaluations, stop, seconds)
@@ -149,7 +150,7 @@ def _baseline(run: Run, config_text: str, stop: _Stop) -> dict[str, run_evaluato
         if _train(baseline, config_text, stop) != 0:
             raise Interrupted
     if jax.process_index() == 0:  # it alone wrote that report, and writes this run's
-        summary = json.loads(report.read_text())
+        summary = json.loads(report.read_text("utf-8"))
         found[title] = run_evaluator.BaselineResult(summary["test"], summary["train_seconds"])
     return found
 
@@ -334,9 +335,3 @@ def _sigterm() -> Iterator[_Stop]:
         yield stop
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text)
-    partial.rename(path)

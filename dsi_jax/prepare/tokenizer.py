@@ -13,6 +13,7 @@ from dsi_jax.data.corpora.image_corpus import ImageCorpus
 from dsi_jax.inputs import tokenizer as tokenizer_lib
 from dsi_jax.inputs.clip_tokenizer import ClipTokenizer
 from dsi_jax.training import checkpoints
+from dsi_jax.utils import atomic_files
 
 BYTES = "bytes"
 TOKENIZER = "tokenizer.json"  # what a run's own vocabulary is called
@@ -70,7 +71,9 @@ def given(vocabulary: str) -> tokenizer_lib.Tokenizer:
 
 def _is_clip(path: Path) -> bool:
     config = path / "config.json"
-    return config.is_file() and "clip" in json.loads(config.read_text()).get("model_type", "")
+    return config.is_file() and "clip" in json.loads(config.read_text("utf-8")).get(
+        "model_type", ""
+    )
 
 
 def _is_or_has_checkpoint(path: Path) -> bool:
@@ -109,17 +112,15 @@ def train(
         texts, vocab_size=origin.vocabulary_size, seed=origin.seed
     )
     if write:
-        path = model_dir / TOKENIZER
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(vars(origin) | {"tokenizer": tokenizer.spec()}))
-        partial.rename(path)
+        value = vars(origin) | {"tokenizer": tokenizer.spec()}
+        atomic_files.write_json(model_dir / TOKENIZER, value)
     return tokenizer
 
 
 def _read_tokenizer(path: Path) -> tuple[tokenizer_lib.Tokenizer, dict[str, Any]]:
     """The tokenizer of a run's tokenizer.json, and what it was trained on."""
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text("utf-8"))
         tokenizer = tokenizer_lib.from_spec(stored["tokenizer"])
         origin = {name: stored[name] for name in _ORIGIN}
     except KeyError as error:

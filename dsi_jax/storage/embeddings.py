@@ -1,10 +1,11 @@
 """Embeddings of a collection on disk, so that a search need not make them anew."""
 
 import contextlib
-import os
 from pathlib import Path
 
 import numpy as np
+
+from dsi_jax.utils import atomic_files
 
 
 class EmbeddingStore:
@@ -30,12 +31,13 @@ class EmbeddingStore:
 
     def save(self, embeddings_NxE: np.ndarray) -> None:
         """Writes the file whole or, where the directory cannot be written, not at all."""
-        partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.partial")
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with (
+                atomic_files.replacing(self._path) as temporary,
+                temporary.open("wb") as file,
+            ):
                 np.save(file, embeddings_NxE)
-            partial.rename(self._path)
             for other in self._path.parent.glob("*.npy"):
                 if other != self._path:
                     other.unlink()

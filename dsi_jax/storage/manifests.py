@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from dsi_jax.utils import atomic_files
 
 _NAME = "manifest.json"
 
@@ -32,9 +32,7 @@ def write(directory: Path, kind: str, version: int, content: Mapping[str, Any]) 
       content: plain JSON.
     """
     manifest = {"format": kind, "format_version": version, **content}
-    temporary = directory / f".{_NAME}.{uuid.uuid4().hex}"
-    temporary.write_text(json.dumps(manifest, indent=1) + "\n")
-    os.replace(temporary, directory / _NAME)
+    atomic_files.write_json(directory / _NAME, manifest, indent=1)
 
 
 def read(directory: Path, kind: str, version: int) -> dict[str, Any]:
@@ -48,7 +46,7 @@ def read(directory: Path, kind: str, version: int) -> dict[str, Any]:
     if not exists(directory):
         raise FileNotFoundError(f"{directory} holds no complete '{kind}': {_NAME} does not exist")
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     expected = {"format": kind, "format_version": version}

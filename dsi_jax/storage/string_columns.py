@@ -4,13 +4,14 @@ A corpus of 100M keys opens in milliseconds and costs no memory before it is use
 """
 
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import overload
 
 import pyarrow as pa
+
+from dsi_jax.utils import atomic_files
 
 _ROWS_PER_BATCH = 65_536
 
@@ -86,18 +87,13 @@ def write_columns(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = pa.schema([(name, pa.large_string()) for name in columns])
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "xb") as file:
-            with pa.ipc.new_file(file, schema) as writer:
-                for arrays in _in_step(columns, rows_per_batch or _ROWS_PER_BATCH):
-                    writer.write_batch(pa.record_batch(arrays, schema=schema))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with (
+        atomic_files.replacing(path) as temporary,
+        temporary.open("xb") as file,
+        pa.ipc.new_file(file, schema) as writer,
+    ):
+        for arrays in _in_step(columns, rows_per_batch or _ROWS_PER_BATCH):
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
 
 
 def open_columns(path: str | os.PathLike, names: Sequence[str]) -> tuple[StringColumn, ...]:

@@ -44,7 +44,7 @@ def test_docids_of_a_file_are_those_of_its_embedder(corpus, tmp_path, capsys):
     expected = TfidfSvd().embed(documents.document_texts())
     np.testing.assert_array_equal(np.load(path), expected)
     assert keys_path(path).read_text().splitlines() == list(documents.keys)
-    assert not path.with_name("vectors.npy.partial").exists()
+    assert not list(tmp_path.glob("*.partial"))
     options = ["--gin_file=embeddings/precomputed.gin", f"--gin.EMBEDDINGS={path}"]
     table = docids(corpus, tmp_path / "of_file", *options)
     np.testing.assert_array_equal(table.tokens, docids(corpus, tmp_path / "of_texts").tokens)
@@ -136,7 +136,7 @@ def test_two_hosts_share_the_documents(corpus, tmp_path):
     (tmp_path / "own.gin").write_text(
         "from __gin__ import dynamic_registration\n"
         "import checksums_of_test\n"
-        "from dsi_jax import embed\n"
+        "from dsi_jax.jobs import embed\n"
         "EMBEDDER = @checksums_of_test.Checksums()\n"
         "embed.embed.rows_a_part = 7\n"
     )

@@ -7,9 +7,6 @@ corpus was made from and has a checksum of its content.
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import numpy as np
 
 from dsi_jax.data.corpora.corpus import SPLITS, Corpus, QuerySet
 from dsi_jax.storage import documents, manifests, string_columns
+from dsi_jax.utils import atomic_files
 
 _FORMAT, _FORMAT_VERSION = "dsi_jax corpus", 1
 _DOCUMENTS, _QUERIES = "documents.arrow", "queries.arrow"
@@ -50,28 +48,21 @@ def save(corpus: Corpus, directory: Path, origin: Mapping[str, Any]) -> None:
     Raises:
       OSError: if it cannot be written.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        new = scratch / "new"
-        new.mkdir()
-        documents.write_documents(new / _DOCUMENTS, corpus.keys, corpus.titles, corpus.texts)
-        string_columns.write_columns(new / _QUERIES, _query_columns(corpus))
-        manifest = {
-            "name": corpus.name,
-            "documents": len(corpus),
-            "queries": {split: len(queries) for split, queries in corpus.queries.items()},
-            "sha256": content_hash(corpus),
-            "origin": dict(origin),
-        }
-        manifests.write(new, _FORMAT, _FORMAT_VERSION, manifest)
-        try:
-            os.rename(new, directory)
-        except OSError:
-            if not exists(directory):
-                raise
-    finally:
-        shutil.rmtree(scratch)
+        with atomic_files.replacing_directory(directory) as new:
+            documents.write_documents(new / _DOCUMENTS, corpus.keys, corpus.titles, corpus.texts)
+            string_columns.write_columns(new / _QUERIES, _query_columns(corpus))
+            manifest = {
+                "name": corpus.name,
+                "documents": len(corpus),
+                "queries": {split: len(queries) for split, queries in corpus.queries.items()},
+                "sha256": content_hash(corpus),
+                "origin": dict(origin),
+            }
+            manifests.write(new, _FORMAT, _FORMAT_VERSION, manifest)
+    except OSError:
+        if not exists(directory):
+            raise
 
 
 def load(directory: Path) -> tuple[Corpus, dict[str, Any]]:

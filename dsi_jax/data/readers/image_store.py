@@ -15,7 +15,6 @@ import json
 import logging
 import operator
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +24,7 @@ import numpy as np
 from dsi_jax.data.corpora.image_corpus import HashedFiles
 from dsi_jax.inputs import image_files
 from dsi_jax.storage import manifests, string_columns
+from dsi_jax.utils import atomic_files
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def _write_file(directory: Path, record: Record) -> tuple[str, ...]:
     path = directory / record.key
     if not path.is_file() or path.stat().st_size != len(record.data):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, record.data)
+        atomic_files.write_bytes(path, record.data, durable=False)
     try:
         image_files.check(record.data)
         error = ""
@@ -178,13 +178,3 @@ def _check_key(key: str, seen: set[str]) -> None:
     if key in seen:
         raise ValueError(f"image '{key}' is there twice; expected every name once")
     seen.add(key)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from dsi_jax.utils import atomic_files
+
 _SAMPLE = 64  # rows that tell one file from another
 
 
@@ -112,4 +114,4 @@ def write_keys(path: Path, keys: Sequence[str]) -> None:
     for key in keys:
         if "\n" in key:
             raise ValueError(f"the key {key!r} has a line break; keys are written one a line")
-    keys_path(path).write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
+    atomic_files.write_text(keys_path(path), "".join(f"{key}\n" for key in keys))

@@ -174,7 +174,7 @@ def _load_encoder(directory: Path) -> _Encoder:
     path = directory / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"no pretrained encoder: {path} does not exist")
-    model_type = json.loads(path.read_text()).get("model_type")
+    model_type = json.loads(path.read_text("utf-8")).get("model_type")
     if model_type in ("t5", "mt5"):
         return _load_t5(directory)
     if model_type in _BERT_LIKE:

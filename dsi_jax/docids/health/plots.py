@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from dsi_jax.docids.health.oracle_recall import OracleRecall
 from dsi_jax.docids.health.report import LevelHealth, health
 from dsi_jax.docids.table import PAD_TOKEN, DocidTable
+from dsi_jax.utils import atomic_files
 
 _MOST_CURVES = 8  # levels whose use of tokens is drawn
 _INK, _FAINT, _ACCENT, _SECOND = "#222222", "#bbbbbb", "#1f5fa8", "#d9822b"
@@ -53,10 +53,8 @@ def plot_report(
     for axes in (use, tokens, nodes, recall):
         axes.spines[["top", "right"]].set_visible(False)
         axes.title.set(color=_INK, fontsize=10.5)
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, dpi=130, format="png")
-    partial.rename(path)
+    with atomic_files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
 
 
 def _plot_use(axes: Any, table: DocidTable) -> None:

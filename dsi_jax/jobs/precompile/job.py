@@ -7,7 +7,6 @@ and batches are shapes from end to end.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from dsi_jax.ranking.docid_ranker import CONSTRAINTS
 from dsi_jax.storage import model_dir
 from dsi_jax.training import partitioning
 from dsi_jax.training import program as program_lib
-from dsi_jax.utils import checks
+from dsi_jax.utils import atomic_files, checks
 
 logger = logging.getLogger(__name__)
 
@@ -273,6 +272,6 @@ def _lowered(config: TrainConfig, inputs: _Inputs) -> Iterator[tuple[str, jax.st
 def _write(found: report.Report, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     stem = found.topology.name.replace(":", "_").replace("*", "_x")
-    (directory / f"{stem}.txt").write_text(f"{found}\n")
-    (directory / f"{stem}.json").write_text(json.dumps(found.to_json(), indent=1) + "\n")
+    atomic_files.write_text(directory / f"{stem}.txt", f"{found}\n")
+    atomic_files.write_json(directory / f"{stem}.json", found.to_json(), indent=1)
     logger.info("report: %s", directory / f"{stem}.json")
