@@ -75,15 +75,10 @@ class Retriever:
         self.params = jax.device_put(params)
         self.collection = collection
         self.documents = documents
-        self._constraint = constraint
-        self._beam_size = beam_size
-        self._ranker = method.new_ranker(
-            model,
-            collection,
-            beam_size=self._capped(beam_size),
-            constraint=constraint,
-            decoding=decoding,
+        self._ranking = method.ranking(
+            beam_size=beam_size, constraint=constraint, decoding=decoding
         )
+        self._ranker = method.new_ranker(model, collection, self._ranking)
 
     @classmethod
     def load(
@@ -104,7 +99,7 @@ class Retriever:
           docid_table: where the table lies, if not where the run had it.
           beam_size: beams kept a query.
           constraint: "trie" or "free".
-          decoding: how docids are got from the decoder: beam search, `Greedy` or `Sampling`.
+          decoding: the decoding strategy: beam search, `Greedy` or `Sampling`.
 
         Raises:
           ValueError: no whole checkpoint, or nowhere the docid table that it was trained with
@@ -237,7 +232,7 @@ class Retriever:
         allowed = AllowLists(self.collection.table.keys, len(queries), allow=allow, deny=deny)
         inputs = self.collection.inputs
         encode = inputs.images if modality == IMAGE else inputs.texts
-        beam_size = self._capped(max(k, self._beam_size))
+        beam_size = max(k, self._ranking.beam_size)
         ranked: list[list[Hit]] = []
         for start in range(0, len(queries), _BATCH_SIZES[-1]):
             chunk = queries[start : start + _BATCH_SIZES[-1]]
@@ -266,9 +261,6 @@ class Retriever:
         if not hasattr(towers, "image"):
             return modality == TEXT
         return (towers.text if modality == TEXT else towers.image) is not None
-
-    def _capped(self, beam_size: int) -> int:
-        return docid_ranker.cap_beams(beam_size, self.collection.table, self._constraint)
 
     def _hit(self, row: int, score: float) -> Hit:
         if self.documents is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from dsi_jax.decoding.strategies import BeamSearch, Decoding
+from dsi_jax.methods.base import Method, RankingOptions
 from dsi_jax.ranking import docid_ranker
 
 Figures = dict[str, float]
@@ -25,7 +26,7 @@ class Evaluation:
       num_documents: documents asked back in the memorisation figure; None: all.
       unconstrained: at the end, decode freely too and report the rate of invalid docids.
       last: evaluations in the mean that stands beside the best.
-      decoding: how docids are got from the decoder.
+      decoding: the decoding strategy.
     """
 
     beam_size: int = 100
@@ -38,14 +39,27 @@ class Evaluation:
     decoding: Decoding = BeamSearch()
 
     def __post_init__(self) -> None:
-        if self.constraint not in docid_ranker.CONSTRAINTS:
-            raise ValueError(
-                f"constraint is {self.constraint!r}; expected one of {docid_ranker.CONSTRAINTS}"
-            )
+        docid_ranker.check_constraint(self.constraint)
         for name in ("beam_size", "batch_size", "last"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; expected a positive whole number")
+
+    def ranking(self, method: Method) -> RankingOptions:
+        """Returns the method's options of ranking.
+
+        Raises:
+          ValueError: the method cannot rank so.
+        """
+        return method.ranking(
+            beam_size=self.beam_size, constraint=self.constraint, decoding=self.decoding
+        )
+
+    def of_baseline(self) -> Evaluation:
+        """Returns the same evaluation for a method that need not decode."""
+        return dataclasses.replace(
+            self, constraint="trie", decoding=BeamSearch(), unconstrained=False
+        )
 
 
 @dataclasses.dataclass(frozen=True)

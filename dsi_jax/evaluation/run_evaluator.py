@@ -30,7 +30,7 @@ from dsi_jax.evaluation.config import HELD_OUT_SPLITS, Evaluation, Figures, Targ
 from dsi_jax.evaluation.evaluator import Evaluator, candidates, has_texts
 from dsi_jax.evaluation.history import history, mean_and_best
 from dsi_jax.evaluation.predictor import Predictor
-from dsi_jax.methods.base import Collection, Method
+from dsi_jax.methods.base import Collection, Method, RankingOptions
 from dsi_jax.ranking.hits import Hit
 from dsi_jax.training import partitioning
 from dsi_jax.utils import atomic_files
@@ -81,6 +81,7 @@ class RunEvaluator:
         write: bool,
     ) -> None:
         self._evaluation = evaluation
+        self._ranking = None if evaluation is None else evaluation.ranking(method)
         self._directory, self._assets, self._write = directory, assets, write
         self._method, self._model, self._collection = method, model, collection
         self._mesh: Mesh | None = None
@@ -117,7 +118,7 @@ class RunEvaluator:
         Raises:
           evaluator.Interrupted: it was asked to stop.
         """
-        return self._evaluate(self._reported_targets(), self._evaluation, params, 0)
+        return self._evaluate(self._reported_targets(), self._ranking, params, 0)
 
     def finish(
         self,
@@ -147,7 +148,7 @@ class RunEvaluator:
         # What is about to be reported whole is not sampled first, into the same files.
         others = [t for t in self._targets_while_training() if t.name not in names]
         self._log(others, params, step)
-        figures = self._evaluate(reported, self._evaluation, params, step)
+        figures = self._evaluate(reported, self._ranking, params, step)
         free = self._rank_freely(reported, figures, params, step)
         searches = self._example_searches(reported, params)
         corpus = self._assets.corpus
@@ -198,7 +199,7 @@ class RunEvaluator:
     def _log(self, targets: list[Target], params: Any, step: int) -> dict[str, Figures]:
         if self._evaluation is None:
             return {}
-        figures = self._evaluate(targets, self._evaluation, params, step)
+        figures = self._evaluate(targets, self._ranking, params, step)
         if self._write:
             for name, values in figures.items():
                 logger.info("  %s  %s", name, _line(values))
@@ -208,22 +209,21 @@ class RunEvaluator:
         self, targets: list[Target], figures: dict[str, Figures], params: Any, step: int
     ) -> dict[str, Figures]:
         """Figures of an unconstrained search, of which the rate of invalid docids is reported."""
-        if self._evaluation.constraint == "free":
+        if not self._ranking.constrained:
             return figures
-        if not (self._evaluation.unconstrained and self._method.decodes):
+        freely = self._ranking.unconstrained(FREE_BEAM_SIZE)
+        if freely is None or not self._evaluation.unconstrained:
             return {}
-        beam_size = min(FREE_BEAM_SIZE, self._evaluation.beam_size)
-        freely = dataclasses.replace(self._evaluation, constraint="free", beam_size=beam_size)
         return self._evaluate(targets, freely, params, step)
 
     def _evaluate(
-        self, targets: list[Target], evaluation: Evaluation, params: Any, step: int
+        self, targets: list[Target], ranking: RankingOptions, params: Any, step: int
     ) -> dict[str, Figures]:
-        constrained = evaluation.constraint == self._evaluation.constraint
-        output = self._directory / ("inference_eval" if constrained else "inference_eval_free")
+        asked = ranking == self._ranking
+        output = self._directory / ("inference_eval" if asked else "inference_eval_free")
         figures = {}
         for target in targets:
-            key = (target, evaluation.constraint)
+            key = (target, ranking)
             if key not in self._cache:
                 self._cache[key] = Evaluator(
                     [target],
@@ -231,7 +231,7 @@ class RunEvaluator:
                     feature_lengths=self._collection.lengths,
                     output_dir=output if self._write else None,
                 )
-            predictor = self._predictor(evaluation, self._candidates(target))
+            predictor = self._predictor(ranking, self._candidates(target))
             figures |= self._cache[key].evaluate(predictor, params, step, self._should_stop)
         return figures
 
@@ -242,24 +242,16 @@ class RunEvaluator:
         self, params: Any, split: str, examples: Sequence[Mapping[str, np.ndarray]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ranks what may be found in a split of a corpus of images, see `Predictor.rank`."""
-        predictor = self._predictor(self._evaluation, self._assets.corpus.candidates.get(split))
+        predictor = self._predictor(self._ranking, self._assets.corpus.candidates.get(split))
         return predictor.rank(params, examples, self._should_stop)
 
-    def _predictor(self, evaluation: Evaluation, rows: np.ndarray | None) -> Predictor:
-        key = (
-            evaluation.constraint,
-            evaluation.decoding,
-            evaluation.beam_size,
-            evaluation.batch_size,
-            None if rows is None else rows.tobytes(),
-        )
+    def _predictor(self, ranking: RankingOptions, rows: np.ndarray | None) -> Predictor:
+        key = (ranking, None if rows is None else rows.tobytes())
         if key not in self._cache:
             ranker = self._method.new_ranker(
                 self._model,
                 self._collection,
-                beam_size=evaluation.beam_size,
-                constraint=evaluation.constraint,
-                decoding=evaluation.decoding,
+                ranking,
                 mesh=self._mesh,
                 rules=self._rules,
                 rows=rows,
@@ -267,7 +259,7 @@ class RunEvaluator:
             self._cache[key] = Predictor(
                 ranker,
                 inputs=self._collection.inputs,
-                batch_size=evaluation.batch_size,
+                batch_size=self._evaluation.batch_size,
                 mesh=self._mesh,
             )
         return self._cache[key]

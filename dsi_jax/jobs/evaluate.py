@@ -105,9 +105,7 @@ def evaluate(
         retriever.method.new_ranker(
             retriever.model,
             collection,
-            beam_size=evaluation.beam_size,
-            constraint=evaluation.constraint,
-            decoding=evaluation.decoding,
+            evaluation.ranking(retriever.method),
             rows=rows,
         ),
         inputs=collection.inputs,

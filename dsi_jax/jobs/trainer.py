@@ -21,7 +21,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dsi_jax.decoding.strategies import BeamSearch
 from dsi_jax.evaluation import evaluator, run_evaluator
 from dsi_jax.evaluation.predictor import Interrupted
 from dsi_jax.evaluation.run_evaluator import RunEvaluator
@@ -176,9 +175,7 @@ def _baseline_config(run: Run) -> TrainConfig:
         batch_size=run.stream.batch_size,
         microbatches=1,
         initial_checkpoint_path=None,
-        evaluation=dataclasses.replace(
-            config.evaluation, constraint="trie", decoding=BeamSearch(), unconstrained=False
-        ),
+        evaluation=config.evaluation.of_baseline(),
     )
 
 

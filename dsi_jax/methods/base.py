@@ -103,6 +103,28 @@ class Stream(Protocol):
         """Continues after the batch at which `state` was taken."""
 
 
+class RankingOptions(Protocol):
+    """What can be chosen about how a method ranks documents; a frozen dataclass of the method's.
+
+    Attributes:
+      beam_size: M, documents ranked for a query.
+      constrained: whether nothing but documents can be found.
+    """
+
+    @property
+    def beam_size(self) -> int: ...
+
+    @property
+    def constrained(self) -> bool: ...
+
+    def unconstrained(self, beam_size: int) -> RankingOptions | None:
+        """Returns the options of a search that may miss all documents; None: the method has none.
+
+        Args:
+          beam_size: M, at most.
+        """
+
+
 class Ranker(Protocol):
     """Ranks the rows of one collection for batches of queries."""
 
@@ -181,30 +203,42 @@ class Method(Protocol):
     def eval_loss(self, outputs: Any, batch: Any) -> tuple[jax.Array, Metrics]:
         """The same without what only helps to train."""
 
+    def ranking(
+        self,
+        *,
+        beam_size: int = 10,
+        constraint: str = "trie",
+        decoding: Decoding = BeamSearch(),
+    ) -> RankingOptions:
+        """Makes the method's own options from those that a configuration or a caller names.
+
+        Args:
+          beam_size: M, documents ranked for a query.
+          constraint: "trie" (only documents) or "free" (whatever the model says).
+          decoding: the decoding strategy.
+
+        Raises:
+          ValueError: the method cannot rank so.
+        """
+
     def new_ranker(
         self,
         model: nn.Module,
         collection: Collection,
+        options: Any,
         *,
-        beam_size: int,
-        constraint: str,
         mesh: Mesh | None = None,
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
         rows: np.ndarray | None = None,
-        decoding: Decoding = BeamSearch(),
     ) -> Ranker:
-        """Ranks the collection's documents.
+        """Makes what ranks the collection's documents.
 
         Args:
           model: the model.
           collection: the documents.
-          beam_size: M, rows a query.
-          constraint: "trie" (only documents) or "free" (whatever the model says).
+          options: the method's own, as `ranking` makes them.
           mesh: where the parameters lie; None: on one device.
           rules: logical axis rules, fitted to the model; used with a mesh.
-          rows: int [C], ascending, the documents that may be found; None: all. "free" heeds it not.
-          decoding: how docids are got from the decoder, where there is one.
-
-        Raises:
-          ValueError: the model cannot rank so.
+          rows: int [C], ascending, the documents that may be found, where the options let nothing
+            else be found; None: all.
         """

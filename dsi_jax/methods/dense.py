@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -18,6 +19,22 @@ from dsi_jax.ranking.document_inputs import DocumentInputs, ImageInputs
 from dsi_jax.training import partitioning
 from dsi_jax.training.losses import contrastive
 from dsi_jax.training.step import Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseRanking:
+    """The options of exact search; see `base.RankingOptions`.
+
+    Attributes:
+      beam_size: M, documents ranked for a query.
+    """
+
+    constrained: ClassVar[bool] = True
+
+    beam_size: int = 10
+
+    def unconstrained(self, beam_size: int) -> None:
+        """See `base.RankingOptions`: nothing but documents can be found."""
 
 
 class Dense:
@@ -43,19 +60,14 @@ class Dense:
         """See `base.Method`."""
         return self.train_loss(outputs, batch)
 
-    def new_ranker(
+    def ranking(
         self,
-        model: nn.Module,
-        collection: Collection,
         *,
-        beam_size: int,
-        constraint: str,
-        mesh: Mesh | None = None,
-        rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
-        rows: np.ndarray | None = None,
+        beam_size: int = 10,
+        constraint: str = "trie",
         decoding: Decoding = BeamSearch(),
-    ) -> DenseRanker:
-        """See `base.Method`."""
+    ) -> DenseRanking:
+        """See `base.Method`; nothing is decoded."""
         if constraint != "trie":
             raise ValueError(
                 f"CONSTRAINT is {constraint!r}; {self.who_ranks} documents and nothing else: "
@@ -66,10 +78,23 @@ class Dense:
                 f"DECODING is {decoding}; {self.who_ranks} documents and decode nothing: expected "
                 f"{BeamSearch()}"
             )
+        return DenseRanking(beam_size)
+
+    def new_ranker(
+        self,
+        model: nn.Module,
+        collection: Collection,
+        options: DenseRanking,
+        *,
+        mesh: Mesh | None = None,
+        rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
+        rows: np.ndarray | None = None,
+    ) -> DenseRanker:
+        """See `base.Method`."""
         return DenseRanker(
             model,
             collection.document_inputs,
-            beam_size=beam_size,
+            beam_size=options.beam_size,
             mesh=mesh,
             rules=rules,
             store=collection.store,

@@ -24,6 +24,37 @@ from dsi_jax.utils import checks
 
 
 @dataclasses.dataclass(frozen=True)
+class DocidRanking:
+    """The options of decoding docids; see `base.RankingOptions`.
+
+    Attributes:
+      beam_size: M, beams kept for a query.
+      constraint: "trie" (only docids of the table) or "free" (whatever the model says).
+      decoding: the decoding strategy.
+
+    Raises:
+      ValueError: an unknown constraint.
+    """
+
+    beam_size: int = 10
+    constraint: str = "trie"
+    decoding: Decoding = BeamSearch()
+
+    def __post_init__(self) -> None:
+        docid_ranker.check_constraint(self.constraint)
+
+    @property
+    def constrained(self) -> bool:
+        """See `base.RankingOptions`."""
+        return self.constraint != "free"
+
+    def unconstrained(self, beam_size: int) -> DocidRanking:
+        """See `base.RankingOptions`."""
+        beam_size = min(beam_size, self.beam_size)
+        return dataclasses.replace(self, constraint="free", beam_size=beam_size)
+
+
+@dataclasses.dataclass(frozen=True)
 class DSI:
     """See `base.Method`.
 
@@ -85,26 +116,34 @@ class DSI:
         """See `base.Method`: without z-loss and label smoothing."""
         return cross_entropy.docid_loss(outputs, batch)
 
+    def ranking(
+        self,
+        *,
+        beam_size: int = 10,
+        constraint: str = "trie",
+        decoding: Decoding = BeamSearch(),
+    ) -> DocidRanking:
+        """See `base.Method`."""
+        return DocidRanking(beam_size, constraint, decoding)
+
     def new_ranker(
         self,
         model: DSIModel,
         collection: Collection,
+        options: DocidRanking,
         *,
-        beam_size: int,
-        constraint: str,
         mesh: Mesh | None = None,
         rules: partitioning.LogicalRules = partitioning.LOGICAL_AXIS_RULES,
         rows: np.ndarray | None = None,
-        decoding: Decoding = BeamSearch(),
     ) -> docid_ranker.DocidRanker:
         """See `base.Method`."""
         return docid_ranker.DocidRanker(
             model,
             collection.table,
-            beam_size=docid_ranker.cap_beams(beam_size, collection.table, constraint, rows),
-            constraint=constraint,
+            beam_size=options.beam_size,
+            constraint=options.constraint,
+            decoding=options.decoding,
             mesh=mesh,
             rules=rules,
             rows=rows,
-            decoding=decoding,
         )

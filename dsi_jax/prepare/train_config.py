@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from dsi_jax.decoding.strategies import BeamSearch
 from dsi_jax.evaluation.config import Evaluation
 from dsi_jax.inputs.pixels import Augmentation
 from dsi_jax.methods.base import Method
@@ -159,7 +158,8 @@ def check(config: TrainConfig) -> None:
     config.method.check()
     if config.baseline is not None:
         config.baseline.check()
-    _check_ranking(config)
+    if config.evaluation is not None:
+        config.evaluation.ranking(config.method)
     if config.microbatches > 1 and config.method.whole_batches:
         raise ValueError(
             f"MICROBATCHES is {config.microbatches}; a {config.method.title} learns from the whole "
@@ -171,19 +171,3 @@ def check(config: TrainConfig) -> None:
         raise ValueError(f"REMAT is {config.remat!r}; expected True, False, 'minimal' or None")
     if config.task_feature_lengths is not None:
         preflight.check_lengths(config.task_feature_lengths)
-
-
-def _check_ranking(config: TrainConfig) -> None:
-    """Refuses choices about decoding where nothing is decoded."""
-    evaluation, method = config.evaluation, config.method
-    if evaluation is None or method.decodes:
-        return
-    for name, value, expected in (
-        ("CONSTRAINT", evaluation.constraint, "trie"),
-        ("Evaluation.decoding", evaluation.decoding, BeamSearch()),
-    ):
-        if value != expected:
-            raise ValueError(
-                f"{name} is {value!r}; a {method.title} ranks documents and nothing else: "
-                f"expected {expected!r}"
-            )

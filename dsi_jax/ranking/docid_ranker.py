@@ -36,12 +36,12 @@ class DocidRanker:
     Args:
       model: the model whose docid vocabulary and length are those of `table`.
       table: the docids to decode.
-      beam_size: M, beams kept a query and rows returned.
+      beam_size: M, beams kept a query and rows returned; under "trie" no more than may be found.
       constraint: "trie" (only docids of the table) or "free" (whatever the model says).
       mesh: where the parameters lie; None: on one device.
       rules: logical axis rules, fitted to the model; used with a mesh.
       rows: under "trie", the documents that may be found; None: all.
-      decoding: how docids are got from the decoder.
+      decoding: the decoding strategy.
 
     Raises:
       ValueError: an unknown constraint, a beam size below 1, or a table that is not the model's.
@@ -59,12 +59,12 @@ class DocidRanker:
         rows: np.ndarray | None = None,
         decoding: Decoding = BeamSearch(),
     ) -> None:
-        if constraint not in CONSTRAINTS:
-            raise ValueError(f"constraint is {constraint!r}; expected one of {CONSTRAINTS}")
-        if beam_size < 1:
-            raise ValueError(f"beam_size is {beam_size}; expected at least 1")
+        check_constraint(constraint)
+        self._capped = functools.partial(cap_beams, table=table, constraint=constraint, rows=rows)
+        self.beam_size = self._capped(beam_size)
+        if self.beam_size < 1:
+            raise ValueError(f"beam_size is {self.beam_size}; expected at least 1")
         check_table(model, table)
-        self.beam_size = beam_size
         self._model, self._mesh, self._rules = model, mesh, rules
         self._decoding, self._draws = decoding, itertools.count()
         self._num_documents = table.num_documents
@@ -92,14 +92,14 @@ class DocidRanker:
         Args:
           params: the parameters; with a mesh, global arrays on it.
           batch: NumPy arrays of the whole batch, the same on all processes.
-          beam_size: M; None: that of the searcher. Each is a program of its own.
+          beam_size: M; None: that of the ranker. Each is a program of its own.
           allowed: bool [B, N], the rows that each query may find, or [1, N] for all queries; None:
             all of them. A list for all, a list for each and none are programs of their own.
 
         Raises:
           ValueError: `allowed` has another shape, or beams are free to leave the table.
         """
-        search, rule = self._search_with(beam_size or self.beam_size), self._rule
+        search, rule = self._search_with(self._capped(beam_size or self.beam_size)), self._rule
         if allowed is not None:
             rule = self._restricted(rule, allowed, num_queries(batch))
         draw = np.uint32(next(self._draws))
@@ -158,6 +158,16 @@ class DocidRanker:
         if self._whole is None:
             return jax.device_put(tree)
         return partitioning.place(tree, self._whole)
+
+
+def check_constraint(constraint: str) -> None:
+    """Refuses what is not one of `CONSTRAINTS`.
+
+    Raises:
+      ValueError: names the constraint.
+    """
+    if constraint not in CONSTRAINTS:
+        raise ValueError(f"constraint is {constraint!r}; expected one of {CONSTRAINTS}")
 
 
 def cap_beams(

@@ -90,6 +90,10 @@ def dsi(corpus):
     return model, collection, init(model, {"text": text, "decoder": inputs})
 
 
+def new_ranker(method, model, collection, *, beam_size, rows=None):
+    return method.new_ranker(model, collection, method.ranking(beam_size=beam_size), rows=rows)
+
+
 def ranked(ranker, params, collection, texts):
     return to_host(ranker.search(params, {"text": collection.inputs.texts(texts)}))
 
@@ -105,7 +109,7 @@ def only(rows_BxM, scores_BxM, allowed):
 def test_dsi_ranks_the_candidates_as_if_there_were_no_others(corpus, dsi, beam_size):
     model, collection, params = dsi
     texts = corpus.queries["test"].texts
-    new = functools.partial(DSI().new_ranker, model, collection, constraint="trie")
+    new = functools.partial(new_ranker, DSI(), model, collection)
     everything = ranked(new(beam_size=50), params, collection, texts)
     rows, scores = only(everything.rows, everything.scores, TEST)
     found = ranked(new(beam_size=50, rows=TEST), params, collection, texts)
@@ -154,7 +158,7 @@ def test_dense_ranks_the_candidates_as_if_there_were_no_others(corpus):
     texts = corpus.queries["test"].texts
     text = collection.inputs.texts(texts)
     params = init(model, {"text": text, "document": text})
-    new = functools.partial(DualEncoder().new_ranker, model, collection, constraint="trie")
+    new = functools.partial(new_ranker, DualEncoder(), model, collection)
     everything = ranked(new(beam_size=50), params, collection, texts)
     rows, scores = only(everything.rows, everything.scores, TEST)
     found = ranked(new(beam_size=50, rows=TEST), params, collection, texts)
@@ -236,7 +240,7 @@ def test_evaluation_reports_the_figures_of_the_candidates(corpus, dsi, tmp_path,
     assert (tmp_path / "contact_sheet.png").exists()
     (figures,) = summary["test"].values()
     queries = corpus.queries["test"]
-    ranker = DSI().new_ranker(model, collection, beam_size=50, constraint="trie")
+    ranker = new_ranker(DSI(), model, collection, beam_size=50)
     everything = ranked(ranker, params, collection, queries.texts)
     rows, _ = only(everything.rows, everything.scores, TEST)
     targets = [

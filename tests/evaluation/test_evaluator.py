@@ -72,7 +72,7 @@ def parts():
 def predictor(parts):
     _, model, collection, _ = parts
     return Predictor(
-        DSI().new_ranker(model, collection, beam_size=5, constraint="trie"),
+        DSI().new_ranker(model, collection, DSI().ranking(beam_size=5)),
         inputs=collection.inputs,
         batch_size=3,
     )

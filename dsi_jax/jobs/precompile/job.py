@@ -259,9 +259,7 @@ def _lowered(config: TrainConfig, inputs: _Inputs) -> Iterator[tuple[str, jax.st
         ranker = config.method.new_ranker(
             program.model,
             inputs.collection,
-            beam_size=evaluation.beam_size,
-            constraint=constraint,
-            decoding=evaluation.decoding,
+            dataclasses.replace(evaluation, constraint=constraint).ranking(config.method),
             mesh=program.mesh,
             rules=program.rules,
         )
