@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import made_docids
+from benchmarks.made_texts import text_batch
 from benchmarks.t5x_beam import Children, make_t5x_search
 from dsi_jax.convert import docid_vocabulary, hf_t5
 from dsi_jax.decoding.adapter import make_search
@@ -25,7 +26,6 @@ from dsi_jax.decoding.trie import build_trie
 from dsi_jax.docids.table import FIRST_CODE, DocidTable, token_dtype
 from dsi_jax.models import t5_sizes, transposed_kernels
 from dsi_jax.models.dsi import DSIConfig, DSIModel, shift_right
-from dsi_jax.ranking.docid_ranker import text_batch
 
 TOLERANCE = 1e-4  # of scores
 Found = tuple[np.ndarray, np.ndarray]  # tokens [B, M, L] in the compact space, scores [B, M]

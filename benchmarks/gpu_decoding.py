@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks import gpu_setting, made_docids, timing
 from benchmarks.gpu_setting import Setting
+from benchmarks.made_texts import text_batch
 from benchmarks.timing import Timing
 from dsi_jax.decoding.adapter import make_search
 from dsi_jax.decoding.beam import BeamResult
@@ -31,7 +32,7 @@ from dsi_jax.decoding.trie import Trie, build_trie
 from dsi_jax.docids.sorting import lexicographic_order
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.models.dsi import DSIModel
-from dsi_jax.ranking.docid_ranker import DocidRanker, text_batch, to_host
+from dsi_jax.ranking.docid_ranker import DocidRanker, to_host
 from dsi_jax.training.state import param_shapes
 
 SCORE_TOLERANCE = 1e-4  # absolute

@@ -25,8 +25,8 @@ import numpy as np
 
 from benchmarks import gpu_setting, timing
 from benchmarks.gpu_setting import Setting
+from benchmarks.made_texts import text_batch
 from dsi_jax.models.dsi import shift_right
-from dsi_jax.ranking.docid_ranker import text_batch
 from dsi_jax.training import partitioning, program
 from dsi_jax.training.checkpoints import Checkpointer
 from dsi_jax.training.losses import cross_entropy

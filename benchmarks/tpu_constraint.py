@@ -28,6 +28,7 @@ from jax import lax
 from jax.sharding import SingleDeviceSharding
 
 from benchmarks import made_docids, mask_op, static_peer, timing
+from benchmarks.made_texts import text_batch
 from dsi_jax.decoding import trie as trie_lib
 from dsi_jax.decoding.constraint import Constraint, Free, Span, TrieConstraint
 from dsi_jax.decoding.decode_loop import Beams, Level, best_candidates
@@ -35,7 +36,6 @@ from dsi_jax.docids.table import FIRST_CODE
 from dsi_jax.jobs.precompile import report, topologies
 from dsi_jax.models import t5_sizes
 from dsi_jax.models.dsi import DSIConfig, DSIModel
-from dsi_jax.ranking.docid_ranker import text_batch
 
 
 class Setting(NamedTuple):

@@ -26,12 +26,12 @@ import torch
 import transformers
 
 from benchmarks import timing
+from benchmarks.made_texts import text_batch
 from dsi_jax.convert import docid_vocabulary, hf_t5
 from dsi_jax.docids.kinds.naive import NaiveString
 from dsi_jax.models import t5_sizes
 from dsi_jax.models.dsi import DSIConfig, DSIModel, shift_right
 from dsi_jax.models.t5 import T5Config
-from dsi_jax.ranking.docid_ranker import text_batch
 from dsi_jax.training import partitioning
 from dsi_jax.training.optimizers import AdamW
 from dsi_jax.training.schedules import Schedule

@@ -125,6 +125,11 @@ class ClipTokenizer:
             row[: len(ids)] = ids
         return rows
 
+    def mask(self, tokens_BxS: np.ndarray) -> np.ndarray:
+        """See `Tokenizer`; what pads is told by its place, for it is the end once more."""
+        ends_BxS = tokens_BxS == self.end_id
+        return np.cumsum(ends_BxS, axis=1) - ends_BxS == 0
+
     def spec(self) -> dict[str, Any]:
         """See `Tokenizer`."""
         return {

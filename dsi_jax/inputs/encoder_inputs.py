@@ -54,7 +54,7 @@ class Inputs:
             tokens_BxS[:, : texts.shape[1]] = texts[:, : self.length]
         else:
             tokens_BxS = self.tokenizer.encode_batch(list(texts), self.length)
-        return {"tokens": tokens_BxS, "mask": tokens_BxS != 0}
+        return text_stream(tokens_BxS, self.tokenizer)
 
     def images(self, sources: Sequence[str | Path | bytes]) -> Stream:
         """What the model reads of B image files, or the bytes of such; see `PixelReader`.
@@ -77,16 +77,26 @@ class Inputs:
         """ShapeDtypeStructs of streams of so many examples each."""
         shapes: dict[str, Any] = {}
         if size := sizes.get(TEXT):
-            shape = (size, self.length)
-            shapes[TEXT] = {
-                "tokens": jax.ShapeDtypeStruct(shape, np.int32),
-                "mask": jax.ShapeDtypeStruct(shape, np.bool_),
-            }
+            shapes[TEXT] = text_shapes(size, self.length)
         if size := sizes.get(IMAGE):
             if self._reader is None:
                 raise ValueError("the tasks have images, and the model has no encoder of images")
             shapes[IMAGE] = self._reader.shapes(size)
         return shapes
+
+
+def text_stream(tokens_BxS: np.ndarray, tokenizer: Tokenizer) -> Stream:
+    """Makes {"tokens": int32 [B, S], "mask": bool [B, S]} of token ids, padding included."""
+    return {"tokens": tokens_BxS, "mask": tokenizer.mask(tokens_BxS)}
+
+
+def text_shapes(count: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the ShapeDtypeStructs of `text_stream` of so many texts."""
+    shape = (count, length)
+    return {
+        "tokens": jax.ShapeDtypeStruct(shape, np.int32),
+        "mask": jax.ShapeDtypeStruct(shape, np.bool_),
+    }
 
 
 class PixelReader:

@@ -62,6 +62,16 @@ class Tokenizer(Protocol):
           ValueError: if the length is below 1.
         """
 
+    def mask(self, tokens_BxS: np.ndarray) -> np.ndarray:
+        """Tells a text, its end included, from what pads it.
+
+        Args:
+          tokens_BxS: int [B, S], as `encode_batch` gives them.
+
+        Returns:
+          bool [B, S].
+        """
+
     def spec(self) -> dict[str, Any]:
         """All that `from_spec` needs to rebuild the tokenizer, as plain JSON."""
 
@@ -89,6 +99,10 @@ class ByteTokenizer:
         """See `Tokenizer`."""
         ids = (np.frombuffer(_utf8(text)[: length - 1], np.uint8) + 3 for text in texts)
         return _padded([row.astype(np.int32) for row in ids], length)
+
+    def mask(self, tokens_BxS: np.ndarray) -> np.ndarray:
+        """See `Tokenizer`."""
+        return tokens_BxS != PAD_ID
 
     def spec(self) -> dict[str, Any]:
         """See `Tokenizer`."""
@@ -188,6 +202,10 @@ class SentencePieceTokenizer:
         for i, row in zip(short, self._processor.encode([texts[i] for i in short]), strict=True):
             ids[i] = row
         return _padded(ids, length)
+
+    def mask(self, tokens_BxS: np.ndarray) -> np.ndarray:
+        """See `Tokenizer`."""
+        return tokens_BxS != PAD_ID
 
     def spec(self) -> dict[str, Any]:
         """See `Tokenizer`."""

@@ -195,11 +195,6 @@ def check_table(model: DSIModel, table: DocidTable) -> None:
         )
 
 
-def text_batch(tokens_BxS: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    """The encoder's part of a batch for token ids [B, S], 0 being padding."""
-    return {"text": {"tokens": tokens_BxS, "mask": tokens_BxS != 0}}
-
-
 def to_host(result: Ranked) -> Ranked:
     """The result as NumPy arrays; waits for the device."""
     return jax.tree.map(np.asarray, result)

@@ -4,10 +4,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from dsi_jax.inputs.encoder_inputs import Inputs
+from dsi_jax.inputs.encoder_inputs import Inputs, text_shapes, text_stream
 from dsi_jax.inputs.image_files import ImageSource
 from dsi_jax.inputs.streams import IMAGE
 from dsi_jax.inputs.tokenizer import Tokenizer
@@ -100,16 +99,11 @@ class DocumentInputs:
 
     def __call__(self, rows_B: np.ndarray) -> dict[str, np.ndarray]:
         """{"tokens": int32 [B, S], "mask": bool [B, S]} of documents."""
-        tokens_BxS = self._tokens_NxS[rows_B]
-        return {"tokens": tokens_BxS, "mask": tokens_BxS != 0}
+        return text_stream(self._tokens_NxS[rows_B], self._tokenizer)
 
     def shapes(self, batch_size: int) -> dict[str, Any]:
         """ShapeDtypeStructs of the inputs of so many documents."""
-        shape = (batch_size, self._length)
-        return {
-            "tokens": jax.ShapeDtypeStruct(shape, np.int32),
-            "mask": jax.ShapeDtypeStruct(shape, np.bool_),
-        }
+        return text_shapes(batch_size, self._length)
 
     @functools.cached_property
     def _tokens_NxS(self) -> np.ndarray:

@@ -40,11 +40,11 @@ from benchmarks import (
     timing,
     tpu_constraint,
 )
+from benchmarks.made_texts import text_batch
 from dsi_jax.cli import gin_utils
 from dsi_jax.decoding.beam import BeamResult
 from dsi_jax.decoding.constraint import Free, TrieConstraint
 from dsi_jax.prepare import model as model_lib
-from dsi_jax.ranking.docid_ranker import text_batch
 from dsi_jax.training.state import param_shapes
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ from dsi_jax.docids.table import DocidTable
 from dsi_jax.jobs.precompile import collectives
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.models.t5 import T5Config
-from dsi_jax.ranking.docid_ranker import DocidRanker, text_batch, to_host
+from dsi_jax.ranking.docid_ranker import DocidRanker, to_host
 from dsi_jax.training import partitioning
 from dsi_jax.training.partitioning import MeshConfig
 
@@ -55,7 +55,8 @@ MODEL = DSIModel(
         docid_length=1,
     )
 )
-BATCH = text_batch(np.random.default_rng(1).integers(1, 32, (ROWS, S)).astype(np.int32))
+TOKENS = np.random.default_rng(1).integers(1, 32, (ROWS, S)).astype(np.int32)
+BATCH = {"text": {"tokens": TOKENS, "mask": TOKENS != 0}}
 
 
 @functools.cache

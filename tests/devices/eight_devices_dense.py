@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from dsi_jax.inputs.encoder_inputs import Inputs
 from dsi_jax.inputs.tokenizer import ByteTokenizer
 from dsi_jax.methods.dual_encoder import DualEncoder
 from dsi_jax.models.dual_encoder import DualEncoderConfig, DualEncoderModel
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.ranking.dense_ranker import DenseRanker
-from dsi_jax.ranking.docid_ranker import text_batch, to_host
+from dsi_jax.ranking.docid_ranker import to_host
 from dsi_jax.ranking.document_inputs import DocumentInputs
 from dsi_jax.ranking.top_k import exact_top_k
 from dsi_jax.training import partitioning
@@ -119,7 +120,7 @@ def test_search_on_a_mesh_equals_that_on_one_device(name):
     rules = partitioning.fit_rules(partitioning.LOGICAL_AXIS_RULES, params, mesh)
     shardings = partitioning.param_shardings(params, mesh, rules)
     params = nn.meta.unbox(params)
-    batch = text_batch(ByteTokenizer().encode_batch(TEXTS[:8], S))
+    batch = {"text": Inputs(ByteTokenizer(), {"inputs": S}).texts(TEXTS[:8])}
     searcher = DenseRanker(MODEL, inputs, beam_size=5, mesh=mesh, rules=rules)
     placed = jax.device_put(params, shardings)
     found = searcher.search(placed, batch)

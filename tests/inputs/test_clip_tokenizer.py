@@ -107,6 +107,13 @@ def test_shapes_of_rows(tokenizer) -> None:
         tokenizer.encode_batch(["a cat"], 0)
 
 
+def test_the_mask_ends_with_the_first_end(tokenizer) -> None:
+    tokens = tokenizer.encode_batch(["a cat", "", "a photo of a cat"], 5)
+    tokens[0, 1] = 0  # a token like any other
+    expected = [[True] * 4 + [False], [True] * 2 + [False] * 3, [True] * 5]
+    assert tokenizer.mask(tokens).tolist() == expected
+
+
 def test_special_tokens_in_a_text_are_text(tokenizer) -> None:
     found = tokenizer.encode_batch([f"a {END} cat {START}", b"broken \xff utf-8", "\ud800"], 30)
     ends = (found == tokenizer.end_id).argmax(axis=1)

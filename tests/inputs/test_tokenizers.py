@@ -114,6 +114,14 @@ def test_bytes_equal_seqio(seqio, length):
     ]
 
 
+def test_the_mask_of_a_text_ends_with_its_end(trained):
+    for tokenizer in (ByteTokenizer(), trained):
+        tokens = tokenizer.encode_batch(["one two three", "", "a"], 40)
+        mask = tokenizer.mask(tokens)
+        lengths = (tokens == tokenizer.end_id).argmax(axis=1) + 1
+        np.testing.assert_array_equal(mask, np.arange(40) < lengths[:, None])
+
+
 def test_foreign_models_are_refused(shared_data):
     path = shared_data / "vocab" / "sentencepiece_test_1000.model"
     with pytest.raises(ValueError, match=r"test_1000.*pad_id -1 and eos_id 2, expected 0 and 1"):

@@ -7,7 +7,7 @@ import pytest
 from dsi_jax.docids.kinds.atomic import Atomic
 from dsi_jax.models import t5_sizes
 from dsi_jax.models.dsi import DSIConfig, DSIModel, padded_vocab_size
-from dsi_jax.ranking.docid_ranker import DocidRanker, text_batch, to_host
+from dsi_jax.ranking.docid_ranker import DocidRanker, to_host
 
 TABLE = Atomic().build([str(row) for row in range(5000)], corpus_hash="")
 
@@ -25,7 +25,8 @@ def test_small_vocabularies_stay_and_large_ones_become_multiples_of_128():
 @pytest.mark.parametrize("constraint", ["trie", "free"])
 def test_padding_is_never_decoded(constraint):
     model = model_of(padded_vocab_size(TABLE.vocab_size))
-    batch = text_batch(np.array([[3, 4, 5, 0], [7, 0, 0, 0]], np.int32))
+    tokens = np.array([[3, 4, 5, 0], [7, 0, 0, 0]], np.int32)
+    batch = {"text": {"tokens": tokens, "mask": tokens != 0}}
     decoder = {"inputs": np.zeros((2, 1), np.int32)}
     params = model.init(jax.random.key(0), batch | {"decoder": decoder}, deterministic=True)
     params = jax.tree.map(np.array, jax.device_get(params["params"]))

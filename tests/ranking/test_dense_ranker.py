@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsi_jax.inputs.encoder_inputs import Inputs
 from dsi_jax.inputs.tokenizer import ByteTokenizer
 from dsi_jax.models.dual_encoder import DualEncoderConfig, DualEncoderModel
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.ranking.dense_ranker import DenseRanker
-from dsi_jax.ranking.docid_ranker import text_batch, to_host
+from dsi_jax.ranking.docid_ranker import to_host
 from dsi_jax.ranking.document_embedder import DocumentEmbedder
 from dsi_jax.ranking.document_inputs import DocumentInputs
 from dsi_jax.ranking.top_k import exact_top_k
@@ -87,7 +88,7 @@ def encoder():
 
 
 def embed(model, params, texts):
-    batch = text_batch(ByteTokenizer().encode_batch(texts, LENGTH))["text"]
+    batch = Inputs(ByteTokenizer(), {"inputs": LENGTH}).texts(texts)
     apply = jax.jit(functools.partial(model.apply, method="encode_document"))
     return np.asarray(apply({"params": params}, batch))
 
@@ -121,7 +122,7 @@ def test_searcher_finds_the_nearest_documents(encoder):
     model, params, inputs = encoder
     searcher = DenseRanker(model, inputs, beam_size=4)
     queries = ["document", "7 hh", "abc"]
-    batch = text_batch(ByteTokenizer().encode_batch(queries, LENGTH))
+    batch = {"text": Inputs(ByteTokenizer(), {"inputs": LENGTH}).texts(queries)}
     rows, scores = by_sorting(embed(model, params, queries), embed(model, params, TEXTS), 11)
     for beam_size, count in ((None, 4), (2, 2), (50, 11)):
         found = to_host(searcher.search(params, batch, beam_size))
@@ -133,7 +134,7 @@ def test_searcher_finds_the_nearest_documents(encoder):
 def test_documents_are_embedded_once_for_each_set_of_parameters(encoder, monkeypatch):
     model, params, inputs = encoder
     searcher = DenseRanker(model, inputs, beam_size=2)
-    batch = text_batch(ByteTokenizer().encode_batch(["document"], LENGTH))
+    batch = {"text": Inputs(ByteTokenizer(), {"inputs": LENGTH}).texts(["document"])}
     passes = []
     batches = searcher._embedder.batches
 
@@ -157,7 +158,7 @@ def test_documents_are_embedded_once_for_each_set_of_parameters(encoder, monkeyp
 
 def test_embeddings_are_kept_on_disk(encoder, tmp_path, monkeypatch):
     model, params, inputs = encoder
-    batch = text_batch(ByteTokenizer().encode_batch(TEXTS, LENGTH))
+    batch = {"text": Inputs(ByteTokenizer(), {"inputs": LENGTH}).texts(TEXTS)}
     expected = to_host(DenseRanker(model, inputs, beam_size=3).search(params, batch))
 
     def search(store):
@@ -188,6 +189,6 @@ def test_interrupted_preparation_leaves_nothing_half_done(encoder):
     searcher = DenseRanker(model, inputs, beam_size=2)
     searcher._embedder = DocumentEmbedder(model, inputs, mesh=MESH, batch_size=3)
     next(searcher.prepare(params))
-    batch = text_batch(ByteTokenizer().encode_batch(TEXTS, LENGTH))
+    batch = {"text": Inputs(ByteTokenizer(), {"inputs": LENGTH}).texts(TEXTS)}
     rows = to_host(searcher.search(params, batch)).rows
     np.testing.assert_array_equal(rows[:, 0], np.arange(len(TEXTS)))

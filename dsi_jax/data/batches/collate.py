@@ -12,7 +12,7 @@ from dsi_jax.data.batches.converters import ROW
 from dsi_jax.data.batches.indexing_strategies import DEFAULT_STRATEGY, Strategy
 from dsi_jax.data.seqio_tasks import features
 from dsi_jax.docids.table import PAD_TOKEN, DocidTable
-from dsi_jax.inputs.encoder_inputs import Inputs
+from dsi_jax.inputs.encoder_inputs import Inputs, text_stream
 from dsi_jax.inputs.streams import IMAGE, MODALITIES, TEXT, interleave
 
 Batch = dict[str, Any]
@@ -81,7 +81,7 @@ class Collator:
                 tokens_BxS, targets_BxT = self._strategy.apply(
                     stream["tokens"], targets_BxT, is_indexing_B, step=step, places_B=places_B
                 )
-                stream = {"tokens": tokens_BxS, "mask": tokens_BxS != PAD_TOKEN}
+                stream = text_stream(tokens_BxS, self._inputs.tokenizer)
             streams[modality] = stream
             parts.append((targets_BxT, rows_B, is_indexing_B))
         targets_BxT, rows_B, is_indexing_B = map(interleave, zip(*parts, strict=True))

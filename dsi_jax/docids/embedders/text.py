@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsi_jax.inputs.tokenizer import PAD_ID, SentencePieceTokenizer
+from dsi_jax.inputs.tokenizer import SentencePieceTokenizer
 
 _SHORTEST = 16  # batches are padded to 16, 32, 64, ... tokens: few programs, little padding
 _BERT_LIKE = (
@@ -243,7 +243,7 @@ def _load_tokenizer(directory: Path) -> tuple[Callable[..., tuple[np.ndarray, np
 
         def tokenize(texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
             tokens_BxS = ours.encode_batch(texts, length)
-            return tokens_BxS, (tokens_BxS != PAD_ID).astype(np.int32)
+            return tokens_BxS, ours.mask(tokens_BxS).astype(np.int32)
 
         return tokenize, ours.vocab_size
 
