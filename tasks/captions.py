@@ -12,7 +12,7 @@
 import functools
 from pathlib import Path
 
-from dsi_jax.data.readers import image_corpora
+from dsi_jax.data.readers import load
 from dsi_jax.data.seqio_tasks import images as image_tasks
 
 
@@ -31,9 +31,10 @@ def register(name: str, images: str | Path, captions: str | Path, seed: int = 42
     image_tasks.register_lazily(
         name,
         functools.partial(
-            image_corpora.load_image_corpus,
+            load.load_corpus,
             images,
             seed=seed,
+            modality="image",
             captions=captions,
             protocol="heldout_caption",
         ),

@@ -7,7 +7,7 @@ asked for.
 
 import functools
 
-from dsi_jax.data.readers import image_corpora
+from dsi_jax.data.readers import load
 from dsi_jax.data.readers.tfds_images import SPECS
 from dsi_jax.data.seqio_tasks import images as image_tasks
 
@@ -15,7 +15,7 @@ _counts = SPECS["coco_captions"].counts
 
 image_tasks.register_lazily(
     "coco_captions",
-    functools.partial(image_corpora.load_image_corpus, "coco_captions", seed=42),
+    functools.partial(load.load_corpus, "coco_captions", seed=42),
     retrieval=("train", "dev", "test"),
     # In a pass each image is indexed once, and each training image gives one of its captions.
     indexing_ratio=sum(_counts.values()) / (_counts["train"] + _counts["restval"]),

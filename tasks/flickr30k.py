@@ -6,7 +6,7 @@ module reads nothing: the data, built before, is read when its examples are firs
 
 import functools
 
-from dsi_jax.data.readers import image_corpora
+from dsi_jax.data.readers import load
 from dsi_jax.data.readers.tfds_images import SPECS
 from dsi_jax.data.seqio_tasks import images as image_tasks
 
@@ -14,7 +14,7 @@ _counts = SPECS["flickr30k"].counts
 
 image_tasks.register_lazily(
     "flickr30k",
-    functools.partial(image_corpora.load_image_corpus, "flickr30k", seed=42),
+    functools.partial(load.load_corpus, "flickr30k", seed=42),
     retrieval=("train", "dev", "test"),
     # In a pass each image is indexed once, and each training image gives one of its captions.
     indexing_ratio=sum(_counts.values()) / _counts["train"],

@@ -7,7 +7,7 @@ this module reads nothing: a data set, built before, is read when its examples a
 
 import functools
 
-from dsi_jax.data.readers import image_corpora
+from dsi_jax.data.readers import load
 from dsi_jax.data.readers.tfds_images import SPECS
 from dsi_jax.data.seqio_tasks import images as image_tasks
 
@@ -15,6 +15,6 @@ for _name, _spec in SPECS.items():
     if _spec.has_classes:
         image_tasks.register_lazily(
             _name,
-            functools.partial(image_corpora.load_image_corpus, _name, seed=42),
+            functools.partial(load.load_corpus, _name, seed=42),
             images=("train", "test"),
         )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dsi_jax.data.corpora.image_corpus import AnyCorpus, ImageCorpus
-from dsi_jax.data.seqio_tasks import text as text_tasks
+from dsi_jax.data.corpora.any_corpus import AnyCorpus
+from dsi_jax.data.seqio_tasks.corpus_tasks import CorpusTasks
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.inputs.tokenizer import Tokenizer
 from dsi_jax.methods.base import Collection
@@ -36,7 +36,7 @@ class RunAssets:
     tokenizer: Tokenizer
     table: DocidTable
     table_path: Path
-    tasks: text_tasks.CorpusTasks | None
+    tasks: CorpusTasks | None
     mixture_or_task_name: str
     embeddings: np.ndarray | None = None
 
@@ -55,10 +55,10 @@ class RunAssets:
         """
         corpus = self.corpus
         texts = images = None
-        if isinstance(corpus, ImageCorpus):
+        if corpus is not None:
             images = corpus.images
-        elif corpus is not None:
-            texts = documents_lib.FullTexts(corpus.titles, corpus.texts)
+            if images is None:
+                texts = documents_lib.FullTexts(corpus.titles, corpus.texts)
         return Collection(
             *(self.table, texts, self.tokenizer, lengths),
             images=images,
@@ -75,13 +75,5 @@ class RunAssets:
             f"{table.length}, {table.vocab_size:,} tokens, {table.hash[:12]}",
         ]
         if self.corpus is not None:
-            sizes = [f"{len(q):,} {split}" for split, q in self.corpus.queries.items()]
-            line = f"corpus       {self.corpus.name}: {len(self.corpus):,} documents"
-            if isinstance(self.corpus, ImageCorpus):
-                line += f", protocol {self.corpus.protocol}"
-                of_images = self.corpus.image_queries.items()
-                sizes += [f"{len(q):,} images {split}" for split, q in of_images]
-                sizes += [f"left out: {n:,} {why}" for why, n in self.corpus.skipped.items()]
-            sizes = ", ".join(sizes) or "none"
-            lines.insert(0, f"{line}; queries: {sizes}; {self.corpus.hash[:12]}")
+            lines.insert(0, f"corpus       {self.corpus.describe()}")
         return tuple(lines)

@@ -12,8 +12,7 @@ from types import ModuleType
 
 import numpy as np
 
-from dsi_jax.data.corpora.corpus import Corpus
-from dsi_jax.data.corpora.image_corpus import ImageCorpus
+from dsi_jax.data.corpora.any_corpus import AnyCorpus
 from dsi_jax.data.seqio_tasks import metrics
 
 
@@ -35,7 +34,7 @@ class BM25:
       rows: int [C], ascending, the documents that may be found; None: all.
     """
 
-    def __init__(self, corpus: Corpus | ImageCorpus, rows: np.ndarray | None = None) -> None:
+    def __init__(self, corpus: AnyCorpus, rows: np.ndarray | None = None) -> None:
         self._corpus = corpus
         self._rows = np.arange(len(corpus)) if rows is None else rows
         self._bm25s = bm25s = _bm25s()

@@ -17,10 +17,9 @@ import seqio
 import tensorflow as tf
 
 from dsi_jax.data.batches import converters
-from dsi_jax.data.corpora.corpus import Corpus
-from dsi_jax.data.corpora.image_corpus import ImageCorpus
+from dsi_jax.data.corpora.any_corpus import AnyCorpus
 from dsi_jax.data.seqio_tasks import features
-from dsi_jax.data.seqio_tasks.text import CorpusTasks
+from dsi_jax.data.seqio_tasks.corpus_tasks import CorpusTasks
 from dsi_jax.evaluation import trec
 from dsi_jax.evaluation.config import Figures, Target
 from dsi_jax.evaluation.predictor import Predictor, _never
@@ -173,7 +172,7 @@ def _scalars(values: Mapping[str, Any]) -> Figures:
     }
 
 
-def queries_hash(corpus: Corpus | ImageCorpus) -> str:
+def queries_hash(corpus: AnyCorpus) -> str:
     """sha256 (hex) over the queries in words of all splits, which `Corpus.hash` leaves out."""
     digest = hashlib.sha256()
     for split, queries in sorted(corpus.queries.items()):
@@ -183,16 +182,15 @@ def queries_hash(corpus: Corpus | ImageCorpus) -> str:
 
 
 def candidates(
-    corpus: Corpus | ImageCorpus | None, tasks: CorpusTasks | None, target: Target
+    corpus: AnyCorpus | None, tasks: CorpusTasks | None, target: Target
 ) -> np.ndarray | None:
-    """The rows that may be found for a target, as the corpus's protocol says; None: all."""
-    if not isinstance(corpus, ImageCorpus) or tasks is None:
+    """The rows that may be found for a target, as the corpus says; None: all."""
+    if corpus is None or tasks is None or target.task not in (tasks.retrieval, tasks.images):
         return None
-    own = target.task in (tasks.retrieval, tasks.images)
-    return corpus.candidates.get(target.split) if own else None
+    return corpus.candidates(target.split)
 
 
-def has_texts(corpus: Corpus | ImageCorpus, rows: np.ndarray | None) -> bool:
+def has_texts(corpus: AnyCorpus, rows: np.ndarray | None) -> bool:
     """Whether any of the documents has a text, without which BM25 has nothing to rank by."""
     texts = corpus.texts
     return any(texts if rows is None else (texts[row] for row in rows))

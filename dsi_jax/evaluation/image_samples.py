@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dsi_jax.data.corpora.image_corpus import ImageCorpus
+from dsi_jax.data.corpora.any_corpus import AnyCorpus
 from dsi_jax.data.seqio_tasks import features
 from dsi_jax.evaluation.contact_sheet import SHOWN, Found, SheetRow
 
@@ -16,14 +16,16 @@ NUM_TEXTS, NUM_IMAGES = 10, 5
 Rank = Callable[[str, Sequence[Mapping[str, np.ndarray]]], tuple[np.ndarray, np.ndarray]]
 
 
-def sheet_rows(corpus: ImageCorpus, rank: Rank) -> list[SheetRow]:
+def sheet_rows(corpus: AnyCorpus, rank: Rank) -> list[SheetRow]:
     """Some held-out captions and query images, evenly taken, with the images found for them.
 
     Args:
-      corpus: the images.
-      rank: ranks those that may be found in a split.
+      corpus: the documents; of texts there are no rows.
+      rank: ranks the images that may be found in a split.
     """
-    rows = []
+    rows: list[SheetRow] = []
+    if corpus.images is None:
+        return rows
     split = _last_split(corpus.queries)
     if split is not None:
         texts = corpus.queries[split]
@@ -44,7 +46,7 @@ def sheet_rows(corpus: ImageCorpus, rank: Rank) -> list[SheetRow]:
 
 
 def _rows(
-    corpus: ImageCorpus,
+    corpus: AnyCorpus,
     queries: Sequence[Any],
     relevant: Sequence[np.ndarray],
     ranked: tuple[np.ndarray, np.ndarray],

@@ -22,7 +22,6 @@ import seqio
 from jax.sharding import Mesh
 
 from dsi_jax.data.batches import converters
-from dsi_jax.data.corpora.image_corpus import ImageCorpus
 from dsi_jax.data.run_assets import RunAssets
 from dsi_jax.data.seqio_tasks import features
 from dsi_jax.evaluation import bm25, contact_sheet, image_samples, tables
@@ -30,6 +29,7 @@ from dsi_jax.evaluation.config import HELD_OUT_SPLITS, Evaluation, Figures, Targ
 from dsi_jax.evaluation.evaluator import Evaluator, candidates, has_texts
 from dsi_jax.evaluation.history import history, mean_and_best
 from dsi_jax.evaluation.predictor import Predictor
+from dsi_jax.inputs.streams import IMAGE
 from dsi_jax.methods.base import Collection, Method, RankingOptions
 from dsi_jax.ranking.hits import Hit
 from dsi_jax.training import partitioning
@@ -153,7 +153,7 @@ class RunEvaluator:
         searches = self._example_searches(reported, params)
         corpus = self._assets.corpus
         sheet = []
-        if isinstance(corpus, ImageCorpus):
+        if corpus is not None:
             sheet = image_samples.sheet_rows(corpus, functools.partial(self._rank, params))
         if not self._write:
             return
@@ -242,7 +242,7 @@ class RunEvaluator:
         self, params: Any, split: str, examples: Sequence[Mapping[str, np.ndarray]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ranks what may be found in a split of a corpus of images, see `Predictor.rank`."""
-        predictor = self._predictor(self._ranking, self._assets.corpus.candidates.get(split))
+        predictor = self._predictor(self._ranking, self._assets.corpus.candidates(split))
         return predictor.rank(params, examples, self._should_stop)
 
     def _predictor(self, ranking: RankingOptions, rows: np.ndarray | None) -> Predictor:
@@ -278,7 +278,7 @@ class RunEvaluator:
         table = self._assets.table
         what = f"docids {table.kind}" if self._method.decodes else self._method.title
         corpus, columns = self._assets.corpus, tables.COLUMNS
-        if isinstance(corpus, ImageCorpus):
+        if corpus is not None and corpus.modality == IMAGE:
             what, columns = f"protocol {corpus.protocol}, {what}", tables.IMAGE_COLUMNS
         lines = [
             f"{table.num_documents:,} documents, {what}, {step:,} steps, "
@@ -290,7 +290,7 @@ class RunEvaluator:
             "method": self._method.kind,
             "docids": table.kind,
             "documents": table.num_documents,
-            "protocol": getattr(corpus, "protocol", None),
+            "protocol": None if corpus is None else corpus.protocol,
             "test": figures,
             "free": free,
             "beside": {name: dataclasses.asdict(other) for name, other in beside.items()},

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dsi_jax.data.corpora.image_corpus import AnyCorpus
+from dsi_jax.data.corpora.any_corpus import AnyCorpus
 from dsi_jax.docids.embedders import precomputed
 from dsi_jax.docids.embedders.base import Embedder
 from dsi_jax.docids.embedders.image import ImageEmbedder

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import seqio
 
-from dsi_jax.data.corpora import corpus as corpus_lib
+from dsi_jax.data.corpora.any_corpus import AnyCorpus
 from dsi_jax.data.seqio_tasks import text as text_tasks
 from dsi_jax.evaluation import tables
 from dsi_jax.evaluation.bm25 import BM25
@@ -127,7 +127,7 @@ def evaluate(
     logger.info("files: %s", output)
 
 
-def _check_corpus(loaded: corpus_lib.Corpus, name: str, seed: int, retriever: Retriever) -> None:
+def _check_corpus(loaded: AnyCorpus, name: str, seed: int, retriever: Retriever) -> None:
     """Refuses other documents than the index holds, and queries that were split otherwise.
 
     With another seed, queries that the index was trained on would stand among those of the test.

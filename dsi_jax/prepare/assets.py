@@ -16,12 +16,15 @@ import jax
 import seqio
 from jax.experimental import multihost_utils
 
-from dsi_jax.data.corpora.image_corpus import AnyCorpus, ImageCorpus
-from dsi_jax.data.readers import image_corpora
+from dsi_jax.data.corpora.any_corpus import AnyCorpus
+from dsi_jax.data.corpora.splits import complete_splits
+from dsi_jax.data.readers.load import load_corpus
 from dsi_jax.data.run_assets import RunAssets
 from dsi_jax.data.seqio_tasks import images as image_tasks
 from dsi_jax.data.seqio_tasks import text as text_tasks
+from dsi_jax.data.seqio_tasks.corpus_tasks import CorpusTasks, is_external
 from dsi_jax.docids.table import DocidTable
+from dsi_jax.inputs.streams import IMAGE, TEXT
 from dsi_jax.inputs.tokenizer import Tokenizer
 from dsi_jax.models.dsi import TEXT_SPACE
 from dsi_jax.prepare import docid_table as docid_table_lib
@@ -130,29 +133,30 @@ def _prepare(
 
 
 def load_corpus_for(data: DataConfig) -> tuple[AnyCorpus, bool]:
-    """The corpus, and whether the tasks are another project's.
+    """Loads the corpus, and tells whether the tasks are another project's.
+
+    These bring their own queries, and the corpus is taken as it is. Else its splits are completed.
 
     Raises:
       ValueError, OSError: bad data, named.
     """
-    name = data.mixture_or_task_name
-    if not data.of_images:
-        return text_tasks.load_corpus_for(data.corpus, data.seed, name)
-    corpus = image_corpora.load_image_corpus(
+    corpus = load_corpus(
         data.images or data.corpus,
-        seed=data.seed,
+        data.seed,
+        complete=False,
+        modality=IMAGE if data.of_images else TEXT,
         captions=data.captions,
         protocol=data.protocol,
         skip=data.skip_unreadable,
     )
-    return corpus, text_tasks.is_external(name, corpus)
+    if is_external(data.mixture_or_task_name, corpus):
+        return corpus, True
+    return complete_splits(corpus, data.seed), False
 
 
-def register_tasks(
-    corpus: AnyCorpus, data: DataConfig, *, with_mixture: bool
-) -> text_tasks.CorpusTasks:
-    """Registers the corpus's own tasks; see `data.registration` and `data.image_registration`."""
-    if isinstance(corpus, ImageCorpus):
+def register_tasks(corpus: AnyCorpus, data: DataConfig, *, with_mixture: bool) -> CorpusTasks:
+    """Registers the corpus's own tasks; see `seqio_tasks.text` and `seqio_tasks.images`."""
+    if corpus.modality == IMAGE:
         return image_tasks.register_image_tasks(
             corpus, indexing_ratio=data.indexing_ratio, with_mixture=with_mixture
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from dsi_jax.data.batches import indexing_strategies
-from dsi_jax.data.readers import image_corpora
+from dsi_jax.data.readers.load import modality_of
 from dsi_jax.data.seqio_tasks import document_forms
 from dsi_jax.docids.table import DocidBuilder
+from dsi_jax.inputs.streams import IMAGE
 from dsi_jax.models.dsi import COMPACT_SPACE, DOCID_SPACES, TEXT_SPACE
 from dsi_jax.utils import checks
 
@@ -65,7 +66,7 @@ class DataConfig:
     @property
     def of_images(self) -> bool:
         """Whether documents are images."""
-        return self.images is not None or image_corpora.is_image_corpus(self.corpus or "")
+        return self.images is not None or modality_of(self.corpus or "") == IMAGE
 
     @property
     def space(self) -> str:

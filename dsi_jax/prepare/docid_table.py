@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dsi_jax.data.corpora.image_corpus import AnyCorpus, ImageCorpus
+from dsi_jax.data.corpora.any_corpus import AnyCorpus
 from dsi_jax.docids import text_space
 from dsi_jax.docids.embedders.base import Embedder
 from dsi_jax.docids.embedders.image import ImageEmbedder
@@ -163,7 +163,7 @@ def embed_documents(
         )
     if not hasattr(embedder, "embed_images"):
         return embedder.embed(corpus.document_texts(rows), seed=seed)
-    if not isinstance(corpus, ImageCorpus):
+    if corpus.images is None:
         raise ValueError(f"{embedder} embeds images; the documents of '{corpus.name}' are texts")
     return embedder.embed_images(chosen(corpus.images), seed=seed)
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsi_jax.convert import hub
-from dsi_jax.data.corpora.corpus import Corpus
-from dsi_jax.data.corpora.image_corpus import ImageCorpus
+from dsi_jax.data.corpora.any_corpus import AnyCorpus
 from dsi_jax.inputs import tokenizer as tokenizer_lib
 from dsi_jax.inputs.clip_tokenizer import ClipTokenizer
 from dsi_jax.training import checkpoints
@@ -100,7 +99,7 @@ def trained(model_dir: Path, origin: Origin) -> tokenizer_lib.Tokenizer | None:
 
 
 def train(
-    corpus: Corpus | ImageCorpus, origin: Origin, model_dir: Path, *, write: bool
+    corpus: AnyCorpus, origin: Origin, model_dir: Path, *, write: bool
 ) -> tokenizer_lib.Tokenizer:
     """Trains one on the documents and training queries; bytes where they have not a word."""
     texts = corpus.document_texts()

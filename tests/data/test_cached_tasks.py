@@ -19,6 +19,7 @@ from dsi_jax.data.corpora import corpus as corpus_lib
 from dsi_jax.data.readers import load
 from dsi_jax.data.seqio_tasks import features, metrics, preprocessors
 from dsi_jax.data.seqio_tasks import text as text_tasks
+from dsi_jax.data.seqio_tasks.corpus_tasks import CorpusTasks
 from dsi_jax.docids.kinds.atomic import Atomic
 from dsi_jax.evaluation import evaluator
 from dsi_jax.evaluation.config import Target
@@ -286,7 +287,7 @@ def test_state_of_another_cache_is_refused(tmp_path):
         stream.restore(states[0])
 
 
-def register(**options) -> text_tasks.CorpusTasks:
+def register(**options) -> CorpusTasks:
     """Registers the tasks of a corpus without queries, in place of those registered before."""
     for name in ("toy_indexing", "toy_retrieval"):
         if name in seqio.TaskRegistry.names():

@@ -229,11 +229,11 @@ def test_protocols_of_splits() -> None:
         "train": ["a", "b"], "dev": ["c"], "test": ["d", "a", "e"],
     }  # fmt: skip
     assert [rows.tolist() for rows in corpus.queries["test"].relevant] == [[2, 3], [2], [3]]
-    assert {split: rows.tolist() for split, rows in corpus.candidates.items()} == {
+    assert {split: rows.tolist() for split, rows in corpus.candidate_rows.items()} == {
         "dev": [1], "test": [2, 3],
     }  # fmt: skip
     full = karpathy(data, full_corpus=True)
-    assert (full.protocol, dict(full.candidates)) == ("full_corpus", {})
+    assert (full.protocol, dict(full.candidate_rows)) == ("full_corpus", {})
     assert [rows.tolist() for rows in full.queries["test"].relevant] == [[2, 3], [0, 2], [3]]
     assert full.queries["train"].relevant[0].tolist() == [0]
     for splits in (None, ["train"] * 4):

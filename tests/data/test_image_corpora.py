@@ -2,10 +2,12 @@
 
 import collections
 import dataclasses
+import functools
 import importlib
 import io
 import json
 import logging
+import re
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -14,12 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dsi_jax
+from dsi_jax.data.corpora import registry
 from dsi_jax.data.corpora.image_corpus import HashedFiles, ImageCorpus, ImageQuerySet
 from dsi_jax.data.readers import captions as captions_lib
-from dsi_jax.data.readers import image_corpora, image_store, tfds_data, tfds_images
-from dsi_jax.data.readers.image_corpora import is_image_corpus, load_image_corpus
+from dsi_jax.data.readers import image_store, tfds_data, tfds_images
 from dsi_jax.data.readers.image_store import Record
+from dsi_jax.data.readers.load import load_corpus, modality_of
 from dsi_jax.inputs import image_files
+from dsi_jax.prepare.data_config import DataConfig
 from tests.fixtures import tfds_builders
 from tests.fixtures.tfds_builders import jpeg
 
@@ -52,6 +57,9 @@ ROWS = [
 ]
 
 
+load_images = functools.partial(load_corpus, modality="image")
+
+
 @pytest.fixture
 def pictures(tmp_path) -> Path:
     write(tmp_path / "pictures", [name for name, _, _ in ROWS])
@@ -62,17 +70,17 @@ def pictures(tmp_path) -> Path:
 
 def test_captions_make_the_protocol_that_is_asked_for(pictures):
     file = pictures.parent / "splits.json"
-    corpus = load_image_corpus(pictures, seed=1, captions=file)
+    corpus = load_images(pictures, seed=1, captions=file)
     assert (corpus.protocol, len(corpus), len(corpus.queries["test"])) == ("heldout_caption", 3, 3)
     assert len(corpus.image_queries["test"]) == 3  # views
     expected = {"karpathy_test": [2], "full_corpus": [0, 2]}
     for protocol, positives in expected.items():
-        corpus = load_image_corpus(str(pictures), seed=1, captions=str(file), protocol=protocol)
+        corpus = load_images(str(pictures), seed=1, captions=str(file), protocol=protocol)
         assert corpus.protocol == protocol
         test = corpus.queries["test"]
         assert test.relevant[test.texts.index("a dog")].tolist() == positives  # of two images
-        assert ("test" in corpus.candidates) == (protocol == "karpathy_test")
-    corpus = load_image_corpus(pictures, seed=1, captions=file, protocol="image_query")
+        assert (corpus.candidates("test") is not None) == (protocol == "karpathy_test")
+    corpus = load_images(pictures, seed=1, captions=file, protocol="image_query")
     assert (list(corpus.queries), len(corpus.image_queries["test"])) == (["train"], 3)
     assert corpus.training_captions()[0] == ["a dog", "a brown dog"]
     assert corpus.training_captions()[2] == ["a dog", "a wolf"]
@@ -80,24 +88,24 @@ def test_captions_make_the_protocol_that_is_asked_for(pictures):
 
 def test_one_caption_an_image_is_for_training(pictures):
     file = pictures.parent / "captions.csv"
-    corpus = load_image_corpus(pictures, seed=1, captions=file)
+    corpus = load_images(pictures, seed=1, captions=file)
     assert (corpus.protocol, list(corpus.queries)) == ("image_query", ["train"])
     assert [rows.tolist() for rows in corpus.queries["train"].relevant] == [[0, 2], [1]]
     with pytest.raises(ValueError, match="no image of two distinct captions"):
-        load_image_corpus(pictures, seed=1, captions=file, protocol="heldout_caption")
+        load_images(pictures, seed=1, captions=file, protocol="heldout_caption")
 
 
 def test_without_captions_there_are_classes_or_views(tmp_path, caplog):
-    flat = load_image_corpus(write(tmp_path / "flat", ["a.jpg", "b.jpg"]), seed=0)
+    flat = load_images(write(tmp_path / "flat", ["a.jpg", "b.jpg"]), seed=0)
     assert (flat.protocol, flat.classes, len(flat)) == ("image_query", None, 2)
     names = [f"{kind}/{i}.jpg" for kind in ("cat", "dog") for i in range(3)]
     with caplog.at_level(logging.INFO):
-        classes = load_image_corpus(write(tmp_path / "classes", names), seed=0)
+        classes = load_images(write(tmp_path / "classes", names), seed=0)
     assert "2 folders are classes of images" in caplog.text
     assert (len(classes), len(classes.image_queries["test"])) == (4, 2)
     assert classes.classes.tolist() == [0, 0, 1, 1]
     split = [f"{part}/{name}" for part in ("train", "test") for name in names]
-    split = load_image_corpus(write(tmp_path / "split", split), seed=0)
+    split = load_images(write(tmp_path / "split", split), seed=0)
     assert (len(split), len(split.image_queries["test"])) == (6, 6)
     # Neither one folder, nor images beside the folders, nor flat splits are classes.
     for name, files in {
@@ -105,7 +113,7 @@ def test_without_captions_there_are_classes_or_views(tmp_path, caplog):
         "mixed": [*names, "c.jpg"],
         "flat_splits": ["train/a.jpg", "test/b.jpg"],
     }.items():
-        corpus = load_image_corpus(write(tmp_path / name, files), seed=0)
+        corpus = load_images(write(tmp_path / name, files), seed=0)
         assert (corpus.classes, len(corpus)) == (None, len(files))
 
 
@@ -115,37 +123,37 @@ def test_what_a_directory_cannot_be_is_named(pictures):
         (pictures / "a.jpg", r"a\.jpg', which is a file: expected a directory of images or one"),
     ]:
         with pytest.raises(ValueError, match=message):
-            load_image_corpus(spec, seed=0)
+            load_images(spec, seed=0)
     with pytest.raises(ValueError, match=r"protocol is 'mine'; expected one of \('heldout"):
-        load_image_corpus(pictures, seed=0, protocol="mine")
+        load_images(pictures, seed=0, protocol="mine")
     for protocol in ("heldout_caption", "karpathy_test", "full_corpus"):
         with pytest.raises(ValueError, match=f"has no captions; .* protocol '{protocol}'"):
-            load_image_corpus(pictures, seed=0, protocol=protocol)
+            load_images(pictures, seed=0, protocol=protocol)
     with pytest.raises(ValueError, match="has no split 'test'"):
         file = pictures.parent / "captions.csv"
-        load_image_corpus(pictures, seed=0, captions=file, protocol="karpathy_test")
+        load_images(pictures, seed=0, captions=file, protocol="karpathy_test")
     with pytest.raises(FileNotFoundError, match=r"none\.json does not exist"):
-        load_image_corpus(pictures, seed=0, captions=pictures / "none.json")
+        load_images(pictures, seed=0, captions=pictures / "none.json")
     (pictures.parent / "empty").mkdir()
     with pytest.raises(ValueError, match="give no image"):
-        load_image_corpus(pictures.parent / "empty", seed=0)
+        load_images(pictures.parent / "empty", seed=0)
 
 
 def test_what_cannot_be_used_is_an_error_or_counted(pictures):
     file = pictures.parent / "captions.csv"
     file.write_text(file.read_text() + "d.jpg,a ghost\n")
     with pytest.raises(FileNotFoundError, match=r"1 captions of .*d\.jpg"):
-        load_image_corpus(pictures, seed=0, captions=file)
+        load_images(pictures, seed=0, captions=file)
     (pictures / "b.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"b\.jpg is empty"):
-        load_image_corpus(pictures, seed=0)
-    corpus = load_image_corpus(pictures, seed=0, captions=file, skip=True)
+        load_images(pictures, seed=0)
+    corpus = load_images(pictures, seed=0, captions=file, skip=True)
     assert corpus.keys == ["a.jpg", "c.jpg"]
     assert corpus.skipped == {"captions of absent images": 1, "unreadable images": 1}
 
 
 def test_views_are_made_when_they_are_asked_for(pictures):
-    corpus = load_image_corpus(pictures, seed=0)
+    corpus = load_images(pictures, seed=0)
     views = corpus.image_queries["test"].images
     assert views[1] == views[-2] == views[0:3][1] == list(views)[1]
     assert image_files.decode(views[1]).size < image_files.decode(corpus.images[1]).size
@@ -157,34 +165,73 @@ def test_views_are_made_when_they_are_asked_for(pictures):
 # --- names ---------------------------------------------------------------------------------------
 
 
-def test_names(monkeypatch):
-    monkeypatch.setattr(image_corpora, "_REGISTRY", {})
+@pytest.mark.usefixtures("own_registries")
+def test_names():
     names = ["caltech_birds2011", "cars196", "coco_captions", "demo_image", "flickr30k"]
     names += ["imagenet2012", "places365_small"]
-    assert all(map(is_image_corpus, names))
-    assert not is_image_corpus("demo_text") and not is_image_corpus(".")
+    assert {modality_of(name) for name in names} == {"image"}
+    assert registry.names("image") == names
+    assert modality_of("demo_text") == modality_of(".") == "text"
     given = {}
 
     def mine(**options):
         given.update(options)
         return ImageCorpus("mine", "image_query", ["k"], [b"x"], {})
 
-    image_corpora.register_image_corpus("mine", mine)
-    image_corpora.register_image_corpus("mine", mine)
-    assert is_image_corpus("mine")
-    assert load_image_corpus("mine", seed=5, skip=True).keys == ["k"]
+    dsi_jax.register_corpus("mine", mine, modality="image")
+    dsi_jax.register_corpus("mine", mine, modality="image")
+    assert modality_of("mine") == "image" and DataConfig(corpus="mine").of_images
+    assert dsi_jax.load_corpus("mine", seed=5, skip=True).keys == ["k"]
     assert given == {"seed": 5, "protocol": None, "skip": True}
-    with pytest.raises(ValueError, match="another image corpus is already registered as 'mine'"):
-        image_corpora.register_image_corpus("mine", lambda **_: None)
+    for fn, modality in [(lambda **_: None, "image"), (mine, "text")]:
+        with pytest.raises(ValueError, match="another corpus is already registered as 'mine'"):
+            dsi_jax.register_corpus("mine", fn, modality)
     with pytest.raises(ValueError, match=r"captions are 'c\.csv'; the image corpus 'mine' comes"):
-        load_image_corpus("mine", seed=0, captions="c.csv")
+        load_corpus("mine", seed=0, captions="c.csv")
+    with pytest.raises(ValueError, match=r"'sound'; expected one of \('text', 'image'\)"):
+        dsi_jax.register_corpus("other", mine, modality="sound")
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_images_of_another_project_load_by_name_as_the_docs_say(tmp_path, monkeypatch):
+    docs = Path(__file__).resolve().parents[2] / "docs" / "image_data.md"
+    (program,) = re.findall(r"```python\n(.*?)```", docs.read_text(), re.DOTALL)
+    write(tmp_path / "pictures", ["dog.jpg", "cat.jpg"])
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    corpus = dsi_jax.load_corpus("my_images", seed=3)
+    assert (corpus.modality, corpus.protocol) == ("image", "heldout_caption")
+    assert corpus.keys == ["dog.jpg", "cat.jpg"] and len(corpus.queries["test"]) == 2
+    views = dsi_jax.load_corpus("my_images", protocol="image_query")
+    assert (views.hash, list(views.queries)) == (corpus.hash, ["train"])
+
+
+@pytest.mark.usefixtures("own_registries")
+@pytest.mark.parametrize("modality", [None, "text", "image"])
+def test_an_unknown_name_lists_the_names_of_both_modalities(modality):
+    dsi_jax.register_corpus("my_texts", lambda seed: None)
+    dsi_jax.register_corpus("my_images", lambda **_: None, modality="image")
+    listed = r"of texts \[.*'demo_text', 'my_texts'.*\], of images \[.*'demo_image'.*'my_images'"
+    with pytest.raises(ValueError, match=f"corpus 'demo_imag'.*{listed}"):
+        load_corpus("demo_imag", modality=modality)
+
+
+def test_a_corpus_of_the_other_modality_is_named():
+    with pytest.raises(ValueError, match="corpus 'demo_image' are images; expected texts"):
+        load_corpus("demo_image#10")  # only texts have subsets
+    with pytest.raises(ValueError, match="which is the name of a corpus of texts: expected"):
+        load_corpus("demo_text", modality="image")
+    with pytest.raises(ValueError, match=r"protocol is 'x'; the documents of 'demo_text' are text"):
+        load_corpus("demo_text", protocol="x")
+    with pytest.raises(ValueError, match=r"modality is 'sound'; expected one of"):
+        load_corpus("demo_text", modality="sound")
 
 
 def test_demo_image_is_one_of_them():
-    corpus = load_image_corpus("demo_image", seed=42)
+    corpus = load_corpus("demo_image", seed=42)
     assert (len(corpus), corpus.protocol) == (400, "heldout_caption")
     with pytest.raises(ValueError, match="has the protocol 'heldout_caption'; found 'full_corpus'"):
-        load_image_corpus("demo_image", seed=42, protocol="full_corpus")
+        load_corpus("demo_image", seed=42, protocol="full_corpus")
 
 
 # --- files that are written once -----------------------------------------------------------------
@@ -393,7 +440,7 @@ def test_coco_has_karpathys_splits(data_dir, caplog):
     # Of restval and train, and of two test images: several positives.
     assert [r.tolist() for r in corpus.queries["train"].relevant] == [[0, 1], [0], [1]]
     assert [r.tolist() for r in corpus.queries["test"].relevant] == [[3, 4], [4]]
-    assert {s: r.tolist() for s, r in corpus.candidates.items()} == {"dev": [2], "test": [3, 4]}
+    assert {s: r.tolist() for s, r in corpus.candidate_rows.items()} == {"dev": [2], "test": [3, 4]}
     full = tfds_images.load(small("coco_captions"), seed=0, protocol="full_corpus")
     assert [r.tolist() for r in full.queries["test"].relevant] == [[3, 4], [0, 1, 4]]
     held = tfds_images.load(small("coco_captions"), seed=0, protocol="heldout_caption")
@@ -452,7 +499,7 @@ def test_the_images_may_be_elsewhere(data_dir, tmp_path, monkeypatch):
 
 def test_counts_are_verified(data_dir):
     with pytest.raises(ValueError, match=r"needs 8,144 images in the split 'train'; .* has 9$"):
-        load_image_corpus("cars196", seed=0)
+        load_corpus("cars196", seed=0)
     assert not (data_dir / "dsi_jax").exists()  # before anything is written
     tfds_images.load(small("cars196"), seed=0)
     with pytest.raises(ValueError, match=r"needs 8,041 images in the split 'test'; .* has 6$"):
@@ -491,7 +538,7 @@ def test_without_data_the_error_says_what_to_run(name: str, tmp_path, monkeypatc
     if name == "flickr30k":
         command = "Build it with: python -m dsi_jax.data.builders.flickr30k --manual_dir=DIR"
     with pytest.raises(FileNotFoundError, match=command) as raised:
-        load_image_corpus(name, seed=0)
+        load_corpus(name, seed=0)
     assert f"{tmp_path}/nowhere/{name}/" in str(raised.value) and "//" not in str(raised.value)
     assert f"--data_dir={tmp_path}/nowhere" in str(raised.value)
     assert not list(tmp_path.iterdir())
@@ -620,7 +667,7 @@ def load_flickr(**options) -> ImageCorpus:
 def test_flickr30k_is_built_from_its_published_files(flickr):
     builder().build(flickr, tfds_data.data_dir())
     with pytest.raises(ValueError, match=r"needs 29,000 images in the split 'train'; .* has 2$"):
-        load_image_corpus("flickr30k", seed=0)
+        load_corpus("flickr30k", seed=0)
     corpus = load_flickr()
     assert corpus.keys == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
     assert [path.read_bytes() for path in corpus.images] == [jpeg(i) for i in range(1, 5)]
@@ -628,7 +675,7 @@ def test_flickr30k_is_built_from_its_published_files(flickr):
         "train": ["A dog runs.", "Dogs.", "A cow.", "Cows."], "dev": ["A cat .", "Cats ."],
         "test": ["A dog runs.", "A horse."],
     }  # fmt: skip
-    assert corpus.candidates["test"].tolist() == [2]
+    assert corpus.candidates("test").tolist() == [2]
     full = load_flickr(protocol="full_corpus").queries["test"]
     assert [rows.tolist() for rows in full.relevant] == [[0, 2], [2]]  # of two images
 
@@ -698,16 +745,16 @@ def test_what_flickr30k_lacks_is_named(flickr):
 def test_real_photographs(shared_data):
     folder = shared_data / "coco_mini"
     file = folder / "captions_coco_subset.json"
-    corpus = load_image_corpus(folder / "images", seed=0, captions=file)
+    corpus = load_images(folder / "images", seed=0, captions=file)
     assert (corpus.protocol, len(corpus), corpus.skipped) == ("heldout_caption", 488, {})
     assert sum(map(len, captions_lib.load(folder / "images", file).captions)) == 2_441
     assert (len(corpus.queries["test"]), len(corpus.image_queries["test"])) == (488, 488)
-    assert load_image_corpus(folder / "images", seed=0).protocol == "image_query"
+    assert load_images(folder / "images", seed=0).protocol == "image_query"
 
 
 def test_real_emoji(shared_data):
     folder = shared_data / "emoji"
-    corpus = load_image_corpus(folder / "images", seed=0, captions=folder / "captions.token.txt")
+    corpus = load_images(folder / "images", seed=0, captions=folder / "captions.token.txt")
     assert (corpus.protocol, len(corpus), corpus.skipped) == ("heldout_caption", 1_581, {})
     assert len(corpus.image_queries["test"]) == 1_000
     assert max(len(rows) for rows in corpus.queries["train"].relevant) > 100

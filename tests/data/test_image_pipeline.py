@@ -11,7 +11,7 @@ import tensorflow as tf
 from dsi_jax.data.batches import converters, pipeline
 from dsi_jax.data.corpora import image_protocols
 from dsi_jax.data.corpora.image_corpus import CaptionedImages
-from dsi_jax.data.readers.image_corpora import load_image_corpus
+from dsi_jax.data.readers.load import load_corpus
 from dsi_jax.data.seqio_tasks import features
 from dsi_jax.data.seqio_tasks.images import register_image_tasks
 from dsi_jax.docids.kinds.atomic import Atomic
@@ -40,7 +40,7 @@ def pictures(tmp_path_factory):
 def corpus(pictures):
     """Twelve images; one of the two captions of each is for training."""
     directory, captions = pictures
-    return load_image_corpus(directory, seed=1, captions=captions)
+    return load_corpus(directory, seed=1, captions=captions, modality="image")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def classes(tmp_path_factory):
         (directory / shape).mkdir(parents=True)
         for colour in COLOURS:
             draw(colour, shape).save(directory / shape / f"{colour}.png")
-    return load_image_corpus(directory, seed=1)
+    return load_corpus(directory, seed=1, modality="image")
 
 
 def make_pipeline(name, corpus, batch_size=12, seed=1, **options):
@@ -360,7 +360,7 @@ def test_duplicate_captions_have_several_positives():
 
 
 def test_nothing_to_train_on_is_refused(pictures):
-    corpus = load_image_corpus(pictures[0], seed=1)
+    corpus = load_corpus(pictures[0], seed=1, modality="image")
     with pytest.raises(ValueError, match="INDEXING_RATIO is 0 and the images of 'streamed' have"):
         register_image_tasks(corpus, indexing_ratio=0)
     assert register_image_tasks(corpus).pairs is None

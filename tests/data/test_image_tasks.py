@@ -7,7 +7,7 @@ import pytest
 import seqio
 
 from dsi_jax.data.corpora.image_corpus import ImageCorpus, ImageQuerySet
-from dsi_jax.data.readers import demo_image, image_corpora, tfds_images
+from dsi_jax.data.readers import demo_image, load, tfds_images
 from dsi_jax.data.seqio_tasks import features
 from dsi_jax.data.seqio_tasks import images as image_tasks
 from dsi_jax.tasks import captions
@@ -49,8 +49,12 @@ def test_lazy_tasks_of_captions_are_those_of_the_corpus(tmp_path):
     (tmp_path / "own.token").write_text("".join(lines))
     captions.register("own", tmp_path, tmp_path / "own.token", seed=5)
     lazy = seqio.TaskRegistry.get("own_retrieval")
-    corpus = image_corpora.load_image_corpus(
-        tmp_path, seed=5, captions=tmp_path / "own.token", protocol="heldout_caption"
+    corpus = load.load_corpus(
+        tmp_path,
+        seed=5,
+        modality="image",
+        captions=tmp_path / "own.token",
+        protocol="heldout_caption",
     )
     examples = list(lazy.get_dataset(split="test", shuffle=False).as_numpy_iterator())
     found = [example[features.INPUTS][0].decode() for example in examples]

@@ -14,6 +14,7 @@ from dsi_jax.data.corpora.splits import CHUNK_WORDS
 from dsi_jax.data.readers import load
 from dsi_jax.data.seqio_tasks import features, preprocessors, sources
 from dsi_jax.data.seqio_tasks import text as text_tasks
+from dsi_jax.data.seqio_tasks.corpus_tasks import CorpusTasks
 from dsi_jax.docids import text_space
 from dsi_jax.docids.kinds.atomic import Atomic
 from dsi_jax.docids.kinds.naive import NaiveString
@@ -556,7 +557,7 @@ def test_foreign_tokens_are_padded_and_cut():
 # ------------------------------------------- forms, strategies, shuffle buffer
 
 
-def indexed_texts(tasks: text_tasks.CorpusTasks, seed: int = 0, **kwargs) -> dict[int, str]:
+def indexed_texts(tasks: CorpusTasks, seed: int = 0, **kwargs) -> dict[int, str]:
     """Row -> the text that one pass over the indexing task shows of it."""
     dataset = seqio.get_mixture_or_task(tasks.indexing).get_dataset(
         sequence_length=kwargs.get("lengths"), split="train", shuffle=False, seed=seed

@@ -1,4 +1,4 @@
-"""A corpus: documents in a fixed order, and queries that point to their rows.
+"""A corpus of texts: documents in a fixed order, and queries that point to their rows.
 
 Every reader (BEIR directories, SQuAD files, registered corpora) ends in a
 `Corpus`, which checks itself, so that nothing below it meets a bad document.
@@ -12,9 +12,11 @@ import functools
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
+from dsi_jax.inputs.streams import TEXT
 from dsi_jax.storage.documents import FullTexts
 
 logger = logging.getLogger(__name__)
@@ -87,6 +89,12 @@ class Corpus:
     texts: Sequence[str]
     queries: Mapping[str, QuerySet]
     classes: Sequence[int] | None = None
+
+    # What only a corpus of images has, see `any_corpus.AnyCorpus`.
+    modality: ClassVar[str] = TEXT
+    protocol: ClassVar[None] = None
+    images: ClassVar[None] = None
+    image_queries: ClassVar[Mapping[str, None]] = {}
 
     def __post_init__(self) -> None:
         if not self.keys:
@@ -167,6 +175,15 @@ class Corpus:
         """bool [Q]: whether a relevant document of the query had a training query."""
         documents = self.documents_with_training_query()
         return np.array([documents[rows].any() for rows in self.queries[split].relevant], bool)
+
+    def candidates(self, split: str) -> None:
+        """Returns None: queries of any split may find all documents."""
+        del split
+
+    def describe(self) -> str:
+        """Returns name, sizes and hash in one line, for a person to read."""
+        sizes = ", ".join(f"{len(q):,} {split}" for split, q in self.queries.items()) or "none"
+        return f"{self.name}: {len(self):,} documents; queries: {sizes}; {self.hash[:12]}"
 
 
 def _update_with_strings(digest: hashlib._Hash, strings: Sequence[str]) -> None:

@@ -17,11 +17,13 @@ import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from dsi_jax.data.corpora.corpus import Corpus, QuerySet
+from dsi_jax.data.corpora.corpus import QuerySet
 from dsi_jax.inputs.image_files import ImageSource
+from dsi_jax.inputs.streams import IMAGE
 
 PROTOCOLS = ("heldout_caption", "karpathy_test", "full_corpus", "image_query")
 
@@ -140,7 +142,7 @@ class ImageCorpus:
       queries: split -> captions with the rows of all images that have them, so that a caption of
         two images has two positives. "train" may be absent.
       image_queries: split -> images with the rows they look for.
-      candidates: split -> int32 [C], the rows that may be found; all where a split is absent.
+      candidate_rows: split -> int32 [C], the rows that may be found; all where a split is absent.
       classes: int32 [N], the class of each image, if images of a class look for each other.
       skipped: reason -> how many images or captions were left out for it.
 
@@ -155,9 +157,11 @@ class ImageCorpus:
     images: Sequence[ImageSource]
     queries: Mapping[str, QuerySet]
     image_queries: Mapping[str, ImageQuerySet] = dataclasses.field(default_factory=dict)
-    candidates: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    candidate_rows: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     classes: np.ndarray | None = None
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    modality: ClassVar[str] = IMAGE
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -238,6 +242,20 @@ class ImageCorpus:
         documents = self.documents_with_training_query()
         return np.array([documents[rows].any() for rows in self.queries[split].relevant], bool)
 
+    def candidates(self, split: str) -> np.ndarray | None:
+        """Returns int32 [C], the rows that may be found in a split; None: all."""
+        return self.candidate_rows.get(split)
+
+    def describe(self) -> str:
+        """Returns name, protocol, sizes and hash in one line, for a person to read."""
+        sizes = [f"{len(q):,} {split}" for split, q in self.queries.items()]
+        sizes += [f"{len(q):,} images {split}" for split, q in self.image_queries.items()]
+        sizes += [f"left out: {n:,} {why}" for why, n in self.skipped.items()]
+        return (
+            f"{self.name}: {len(self):,} documents, protocol {self.protocol}; queries: "
+            f"{', '.join(sizes) or 'none'}; {self.hash[:12]}"
+        )
+
 
 def _content_hashes(images: Sequence[ImageSource]) -> Iterator[bytes]:
     if isinstance(images, HashedFiles):
@@ -263,6 +281,3 @@ def check_keys(name: str, keys: Sequence[str]) -> None:
                 f"corpus '{name}', image {row}: the key '{key}' is already that of image "
                 f"{seen[key]}"
             )
-
-
-AnyCorpus = Corpus | ImageCorpus

@@ -114,7 +114,7 @@ def karpathy(data: CaptionedImages, *, full_corpus: bool = False) -> ImageCorpus
             "heldout_caption"
         )
     captions = [_distinct(own) for own in data.captions]
-    queries, candidates = {}, {}
+    queries, candidate_rows = {}, {}
     for split in SPLITS:
         inside = [own == split for own in data.splits]
         part = [own if here else [] for own, here in zip(captions, inside, strict=True)]
@@ -123,9 +123,9 @@ def karpathy(data: CaptionedImages, *, full_corpus: bool = False) -> ImageCorpus
         everywhere = full_corpus and split != "train"
         queries[split] = query_set(split, part, [captions if everywhere else part])
         if split != "train" and not full_corpus:
-            candidates[split] = np.flatnonzero(inside).astype(np.int32)
+            candidate_rows[split] = np.flatnonzero(inside).astype(np.int32)
     protocol = "full_corpus" if full_corpus else "karpathy_test"
-    return dataclasses.replace(_corpus(data, protocol, queries), candidates=candidates)
+    return dataclasses.replace(_corpus(data, protocol, queries), candidate_rows=candidate_rows)
 
 
 def with_views(corpus: ImageCorpus, seed: int, count: int = MAX_HELD_OUT) -> ImageCorpus:

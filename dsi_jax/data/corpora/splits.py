@@ -7,7 +7,9 @@ import logging
 
 import numpy as np
 
+from dsi_jax.data.corpora.any_corpus import AnyCorpus
 from dsi_jax.data.corpora.corpus import SPLITS, Corpus, QuerySet
+from dsi_jax.inputs.streams import TEXT
 
 logger = logging.getLogger(__name__)
 
@@ -20,13 +22,15 @@ MAX_HELD_OUT = 1_000
 CHUNK_WORDS = (5, 15)
 
 
-def complete_splits(corpus: Corpus, seed: int) -> Corpus:
-    """Gives every corpus something to evaluate on.
+def complete_splits(corpus: AnyCorpus, seed: int) -> AnyCorpus:
+    """Gives every corpus of texts something to evaluate on.
 
     Without queries, "test" becomes a seeded sample of chunks of the documents; with
     training queries alone, a seeded tenth of them (at most `MAX_HELD_OUT`) becomes
-    "test". Any other corpus is returned as it is.
+    "test". Any other corpus is returned as it is; of images the protocol has made the splits.
     """
+    if corpus.modality != TEXT:
+        return corpus
     queries = {split: corpus.queries[split] for split in SPLITS if split in corpus.queries}
     if not queries:
         queries = {"test": sample_chunks(corpus, seed)}

@@ -71,17 +71,29 @@ class Scene:
     ground: str
 
 
-def load(seed: int, count: int = NUM_SCENES) -> ImageCorpus:
+def load(
+    seed: int, count: int = NUM_SCENES, *, protocol: str | None = None, skip: bool = False
+) -> ImageCorpus:
     """Draws the corpus.
 
     Args:
       seed: of scenes, captions, drawings and which caption of each scene is held out.
       count: number of scenes N.
+      protocol: None or `heldout_caption`, the one that there is.
+      skip: not used: every image of it can be used.
 
     Returns:
       A corpus of the protocol `heldout_caption`; `image_queries["test"]` has one unseen view of
       each scene.
+
+    Raises:
+      ValueError: another protocol is asked for.
     """
+    del skip
+    if protocol not in (None, "heldout_caption"):
+        raise ValueError(
+            f"corpus 'demo_image' has the protocol 'heldout_caption'; found '{protocol}'"
+        )
     described = scenes(seed, count)
     keys = [f"scene{i:04d}" for i in range(count)]
     corpus = heldout_caption(

@@ -13,8 +13,7 @@ import tensorflow as tf
 
 from dsi_jax.data.corpora.image_corpus import ImageCorpus, ImageQuerySet
 from dsi_jax.data.seqio_tasks import features, metrics, preprocessors
-from dsi_jax.data.seqio_tasks.sources import Column, InMemorySource, LazySource
-from dsi_jax.data.seqio_tasks.text import (
+from dsi_jax.data.seqio_tasks.corpus_tasks import (
     CorpusTasks,
     add_mixture,
     add_task,
@@ -23,6 +22,7 @@ from dsi_jax.data.seqio_tasks.text import (
     query_columns,
     strings,
 )
+from dsi_jax.data.seqio_tasks.sources import Column, InMemorySource, LazySource
 from dsi_jax.inputs.image_files import ImageSource
 
 _EVALUATED = ("dev", "test")

@@ -1,54 +1,26 @@
-"""Turns a corpus into seqio tasks and their mixture."""
+"""Turns a corpus of texts into seqio tasks and their mixture."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
-import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import seqio
 
-from dsi_jax.data.corpora import splits as splits_lib
 from dsi_jax.data.corpora.corpus import Corpus, QuerySet
-from dsi_jax.data.corpora.image_corpus import ImageCorpus
-from dsi_jax.data.readers import load as load_lib
 from dsi_jax.data.seqio_tasks import document_forms, features, metrics, preprocessors
+from dsi_jax.data.seqio_tasks.corpus_tasks import (
+    CorpusTasks,
+    add_mixture,
+    add_task,
+    check_ratio,
+    prefix_of,
+    query_columns,
+    strings,
+)
 from dsi_jax.data.seqio_tasks.sources import Column, InMemorySource, LazySource
-
-_KINDS = ("indexing", "chunks", "retrieval", "images", "dsi", "pairs")
-
-
-@dataclasses.dataclass(frozen=True)
-class CorpusTasks:
-    """Names of what `register_corpus_tasks` registered.
-
-    Attributes:
-      indexing: task document -> row; its only split is "train". The mixture has it unless the
-        indexing ratio is 0.
-      chunks: task random chunk of a document -> row, new each pass; "train" only; None
-        where the mixture has none.
-      retrieval: task query -> row; "train" and the evaluation splits.
-      images: task image -> row of another project's or a view's document: evaluation splits and,
-        where images have classes, "train"; None where there are no such queries.
-      mixture: mixture of these, for training.
-      pairs: the same without indexing examples, for methods that learn from pairs; None where there
-        would be nothing to train on, and for texts.
-      evaluation_splits: splits of `retrieval` to evaluate on, among "dev" and "test".
-      corpus_hash: `Corpus.hash`.
-    """
-
-    indexing: str
-    chunks: str | None
-    retrieval: str | None
-    mixture: str
-    evaluation_splits: tuple[str, ...]
-    corpus_hash: str
-    images: str | None = None
-    pairs: str | None = None
 
 
 def register_corpus_tasks(
@@ -90,15 +62,7 @@ def register_corpus_tasks(
         raise ValueError(f"chunk_ratio is {chunk_ratio!r}; expected a number of at least 0")
     check_ratio("indexing_ratio", indexing_ratio)
     document_forms.check(document_form)
-    prefix = prefix_of(corpus, name)
-    tasks = CorpusTasks(
-        indexing=f"{prefix}_indexing",
-        chunks=f"{prefix}_chunks" if chunk_ratio else None,
-        retrieval=f"{prefix}_retrieval",
-        mixture=f"{prefix}_dsi",
-        evaluation_splits=tuple(s for s in ("dev", "test") if s in corpus.queries),
-        corpus_hash=corpus.hash,
-    )
+    tasks = _names(corpus, prefix_of(corpus, name), with_chunks=bool(chunk_ratio))
     sources = {
         tasks.indexing: _indexing_source(corpus, tasks.indexing, document_form, shuffle_buffer),
         tasks.retrieval: _retrieval_source(corpus, tasks.retrieval, shuffle_buffer),
@@ -107,7 +71,29 @@ def register_corpus_tasks(
         sources[tasks.chunks] = _chunk_source(corpus, tasks.chunks, shuffle_buffer)
     for task, source in sources.items():
         _add_text_task(task, source)
+    if with_mixture:
+        add_mixture(tasks.mixture, _rates(tasks, sources, indexing_ratio, chunk_ratio))
+    return tasks
 
+
+def _names(corpus: Corpus, prefix: str, *, with_chunks: bool) -> CorpusTasks:
+    return CorpusTasks(
+        indexing=f"{prefix}_indexing",
+        chunks=f"{prefix}_chunks" if with_chunks else None,
+        retrieval=f"{prefix}_retrieval",
+        mixture=f"{prefix}_dsi",
+        evaluation_splits=tuple(s for s in ("dev", "test") if s in corpus.queries),
+        corpus_hash=corpus.hash,
+    )
+
+
+def _rates(
+    tasks: CorpusTasks,
+    sources: Mapping[str, InMemorySource],
+    indexing_ratio: float | None,
+    chunk_ratio: float,
+) -> dict[str, float]:
+    """Returns task -> rate; that of retrieval is 1."""
     sizes = {task: source.num_input_examples("train") for task, source in sources.items()}
     ratio = sizes[tasks.indexing] / sizes[tasks.retrieval]
     rates = {tasks.retrieval: 1.0}
@@ -115,39 +101,7 @@ def register_corpus_tasks(
         rates = {tasks.indexing: float(indexing_ratio or ratio)} | rates
     if tasks.chunks is not None:
         rates[tasks.chunks] = float(chunk_ratio)
-    if with_mixture:
-        add_mixture(tasks.mixture, rates)
-    return tasks
-
-
-def load_corpus_for(spec: str, seed: int, mixture_or_task_name: str | None) -> tuple[Corpus, bool]:
-    """Loads a corpus for a run on its own tasks, or on those of another project.
-
-    Another project's tasks bring their own queries: the corpus is taken as it is. Else its
-    splits are completed.
-
-    Args:
-      spec: see `corpora.load_corpus`.
-      seed: decides every random split and sample.
-      mixture_or_task_name: what the run is on; None: the corpus's own tasks.
-
-    Returns:
-      (the corpus, whether the tasks are another project's, which has registered them).
-
-    Raises:
-      ValueError: see `corpora.load_corpus`.
-    """
-    corpus = load_lib.load_corpus(spec, seed, complete=False)
-    if is_external(mixture_or_task_name, corpus):
-        return corpus, True
-    return splits_lib.complete_splits(corpus, seed), False
-
-
-def is_external(mixture_or_task_name: str | None, corpus: Corpus | ImageCorpus) -> bool:
-    """Whether a registered task or mixture of that name is another project's."""
-    registered = {*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()}
-    own = {f"{prefix_of(corpus, None)}_{kind}" for kind in _KINDS}
-    return mixture_or_task_name in registered - own
+    return rates
 
 
 def register_retrieval_task(corpus: Corpus, name: str | None = None) -> str:
@@ -193,21 +147,6 @@ def register_lazily(
     _add_text_task(indexing, LazySource(index, ["train"]))
     _add_text_task(retrieval, LazySource(retrieve, splits))
     add_mixture(f"{name}_dsi", {indexing: float(indexing_ratio), retrieval: 1.0})
-
-
-def check_ratio(name: str, ratio: float | None) -> None:
-    """Raises unless a ratio is None or a number of at least 0.
-
-    Raises:
-      ValueError: naming it.
-    """
-    if ratio is not None and not (isinstance(ratio, int | float) and ratio >= 0):
-        raise ValueError(f"{name} is {ratio!r}; expected a number of at least 0 or None")
-
-
-def prefix_of(corpus: Corpus | ImageCorpus, name: str | None) -> str:
-    """What the names of a corpus's tasks begin with."""
-    return re.sub(r"[^\w.:#]", "_", corpus.name if name is None else name)
 
 
 def _indexing_source(
@@ -280,25 +219,6 @@ def _pair_columns(queries: QuerySet) -> dict[str, Column]:
     }
 
 
-def query_columns(queries: QuerySet, seen: np.ndarray) -> dict[str, Column]:
-    """One evaluation example a query; the target is its most relevant document."""
-    return {
-        features.INPUTS: strings(queries.texts),
-        features.TARGETS: np.array([rows[:1] for rows in queries.relevant], np.int32),
-        features.IS_INDEXING: np.zeros([len(queries), 1], np.int32),
-        features.QUERY_ID: strings(queries.ids),
-        features.RELEVANT: queries.relevant,
-        features.RELEVANCE: queries.relevance,
-        features.SEEN: seen.astype(np.int32)[:, None],
-    }
-
-
-def strings(texts: list[str]) -> np.ndarray:
-    """Object array [n, 1] of UTF-8 bytes; a lone surrogate becomes "?"."""
-    encoded = [text.encode("utf-8", "replace") for text in texts]
-    return np.array(encoded, dtype=object)[:, None]
-
-
 def _fingerprint(corpus: Corpus, form: str | None, shuffle_buffer: int | None) -> str:
     digest = hashlib.sha256(f"{corpus.hash} {form} {shuffle_buffer}".encode())
     for split, queries in sorted(corpus.queries.items()):
@@ -316,51 +236,3 @@ def _add_text_task(name: str, source: InMemorySource) -> None:
         output_features=features.output_features(),
         metric_fns=[metrics.retrieval_metrics],
     )
-
-
-def add_task(name: str, source: InMemorySource, **options: Any) -> None:
-    """Registers a task of documents' rows, unless the same is registered already.
-
-    Args:
-      name: its name.
-      source: its source, which shuffles.
-      options: further ones of `seqio.TaskRegistry.add`.
-
-    Raises:
-      ValueError: if the name is taken by other content.
-    """
-    if name in seqio.TaskRegistry.names():
-        registered = seqio.TaskRegistry.get(name).source
-        if (
-            not isinstance(registered, InMemorySource)
-            or registered.fingerprint != source.fingerprint
-        ):
-            raise ValueError(
-                f"the task '{name}' is already registered with other content or options; "
-                "give this corpus another name"
-            )
-        return
-    seqio.TaskRegistry.add(
-        name,
-        source=source,
-        postprocess_fn=metrics.postprocess,
-        shuffle_buffer_size=None,  # the source shuffles
-        **options,
-    )
-
-
-def add_mixture(name: str, rates: dict[str, float]) -> None:
-    """Registers a mixture, unless the same is registered already.
-
-    Raises:
-      ValueError: if the name is taken by other rates.
-    """
-    if name in seqio.MixtureRegistry.names():
-        registered = dict(seqio.MixtureRegistry.get(name).rate_per_task_name)
-        if registered != rates:
-            raise ValueError(
-                f"the mixture '{name}' is already registered with the rates {registered}; "
-                f"asked for {rates}"
-            )
-        return
-    seqio.MixtureRegistry.add(name, list(rates.items()))

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dsi_jax.data.corpora import corpus as corpus_lib
-from dsi_jax.data.corpora import registry
 from dsi_jax.data.readers import corpus_store, tfds_data
 from dsi_jax.data.readers.natural_questions import build, specs
 from dsi_jax.data.readers.natural_questions import records as records_lib
@@ -66,12 +65,6 @@ def load(spec: specs.NQSpec, seed: int = 42) -> corpus_lib.Corpus:
 
 
 CORPORA = {name: functools.partial(load, spec) for name, spec in specs.SPECS.items()}
-
-
-def register() -> None:
-    """Makes the corpora available to `corpora.load_corpus`; reads nothing."""
-    for name, fn in CORPORA.items():
-        registry.register_corpus(name, fn)
 
 
 def _check_hash(spec: specs.NQSpec, found: str, where: str) -> None:
