@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks import timing
 from dsi_jax.data.readers import load
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.embedders.text import TfidfSvd
 from dsi_jax.docids.health.oracle_recall import oracle_recall
 from dsi_jax.docids.health.report import health
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     corpus = load.load_corpus(options.corpus)
     embedder = TfidfSvd(options.dimensions)
     embeddings = embedder.embed(corpus.document_texts())
+    documents = DocumentColumns(corpus.keys, corpus.hash, embeddings=embeddings)
     timing.emit(kind="about", corpus=corpus.name, documents=len(corpus), **embedder.describe())
     lines = []
     for seed in options.seeds:
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name not in options.kinds:
                 continue
             start = time.process_time()
-            table = builder.build(corpus.keys, corpus.hash, embeddings, seed)
+            table = builder.build(documents, seed)
             seconds = time.process_time() - start
             line = {"docids": name, "seed": seed} | measures(table, embeddings, options.levels)
             lines.append(line)

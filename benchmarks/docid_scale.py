@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks import index_build, made_points, timing
 from dsi_jax.decoding import trie as trie_lib
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.quantized import ResidualQuantized
 from dsi_jax.docids.kinds.semantic import Semantic
 
@@ -84,7 +85,7 @@ def measure(path: str, kind: str) -> dict[str, Any]:
     builder = KINDS[kind](embedder=None)
     keys = range(len(points))  # not what is measured, and tables do not look at them
     with Cost() as table_cost:
-        table = builder.build(keys, "made up", points)
+        table = builder.build(DocumentColumns(keys, "synthetic", embeddings=points))
     with Cost() as trie_cost:
         trie = trie_lib.build_trie(table)
     table.validate()

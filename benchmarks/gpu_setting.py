@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.atomic import Atomic
 from dsi_jax.docids.kinds.naive import NaiveString
 from dsi_jax.docids.kinds.random_control import Random
@@ -124,7 +125,7 @@ def table(kind: str, setting: Setting) -> DocidTable:
     """The docids of a kind: "atomic", "naive" or "random"."""
     count = setting.atomic_documents if kind == "atomic" else setting.documents
     builder = {"atomic": Atomic(), "naive": NaiveString(), "random": Random(clusters=32)}[kind]
-    return builder.build([f"document {row}" for row in range(count)], corpus_hash="")
+    return builder.build(DocumentColumns([f"document {row}" for row in range(count)]))
 
 
 def t5_config(setting: Setting, name: str, dtype: str) -> T5Config:

@@ -28,6 +28,7 @@ import transformers
 from benchmarks import timing
 from benchmarks.made_texts import text_batch
 from dsi_jax.convert import docid_vocabulary, hf_t5
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.naive import NaiveString
 from dsi_jax.models import t5_sizes
 from dsi_jax.models.dsi import DSIConfig, DSIModel, shift_right
@@ -63,7 +64,7 @@ def random_batch(
     Returns:
       (batch as `DSIModel` reads it, the docid table's vocabulary as text tokens int [V]).
     """
-    table = NaiveString().build([f"document {row}" for row in range(DOCUMENTS)], corpus_hash="")
+    table = NaiveString().build(DocumentColumns([f"document {row}" for row in range(DOCUMENTS)]))
     tokens_BxS = rng.integers(2, vocab, (batch, source), dtype=np.int32)
     tokens_BxS *= np.arange(source) < rng.integers(1, source + 1, (batch, 1))
     targets_BxL = table.docids(rng.integers(0, DOCUMENTS, batch))

@@ -29,9 +29,7 @@ def build_docids(
     checks.check_type("MODEL_DIR", model_dir, str)
     check_data_config(data)
     assets = prepare(data, model_dir, write=not dry_run)
-    oracle = docid_table_lib.oracle_recall(
-        assets.table, data.docids, assets.corpus, data.seed, assets.embeddings
-    )
+    oracle = docid_table_lib.oracle_recall(assets, data.docids, data.seed, write=not dry_run)
     logger.info("%s\n\n%s", "\n".join(assets.lines()), report.report(assets.table, oracle))
     if dry_run:
         return

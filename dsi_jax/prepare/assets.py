@@ -110,6 +110,8 @@ def _prepare(
         tokenizer = tokenizers.train(corpus, origin, model_dir, write=write)
     embeddings = None
     if table is None:
+        if data.space == TEXT_SPACE:
+            data.docids.check_text_space(tokenizer)
         table, embeddings = docid_table_lib.build(
             data.docids,
             corpus,

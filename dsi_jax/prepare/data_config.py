@@ -7,7 +7,7 @@ import dataclasses
 from dsi_jax.data.batches import indexing_strategies
 from dsi_jax.data.readers.load import modality_of
 from dsi_jax.data.seqio_tasks import document_forms
-from dsi_jax.docids.table import DocidBuilder
+from dsi_jax.docids.builder import DocidBuilder
 from dsi_jax.inputs.streams import IMAGE
 from dsi_jax.models.dsi import COMPACT_SPACE, DOCID_SPACES, TEXT_SPACE
 from dsi_jax.utils import checks

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from dsi_jax.data.corpora.any_corpus import AnyCorpus
+from dsi_jax.data.run_assets import RunAssets
 from dsi_jax.docids import text_space
+from dsi_jax.docids.builder import DocidBuilder
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.embedders.base import Embedder
 from dsi_jax.docids.embedders.image import ImageEmbedder
 from dsi_jax.docids.embedders.precomputed import Precomputed
 from dsi_jax.docids.health import oracle_recall as oracle_recall_lib
-from dsi_jax.docids.table import DocidBuilder, DocidTable
+from dsi_jax.docids.table import DocidTable
 from dsi_jax.inputs.tokenizer import Tokenizer
+from dsi_jax.prepare import table_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +70,7 @@ def _check_built_by(table: DocidTable, path: Path, builder: DocidBuilder, seed: 
     for name, value in (vars(builder) | {"seed": seed}).items():
         if value is None or name not in table.parameters:
             continue  # the builder's own choice
-        if hasattr(value, "describe"):
+        if value is builder.embedder:
             value = value.describe()
         if table.parameters[name] != value:
             raise ValueError(
@@ -87,9 +92,9 @@ def build(
     Args:
       builder: the docid kind.
       corpus: the documents.
-      tokenizer: for kinds that spell docids in words.
-      seed: of every random choice.
-      path: where to save it; None: nowhere.
+      tokenizer: the tokenizer of the texts, for kinds that spell docids in words.
+      seed: seed of every random choice.
+      path: where to save it, with its embeddings beside it; None: nowhere.
 
     Returns:
       The table, and the embeddings that it was made of, if it was.
@@ -98,36 +103,60 @@ def build(
       ValueError: the corpus lacks what the kind needs or has too many documents for it, or the
         builder does not keep its promises.
     """
-    given = {
-        "embeddings": lambda: embed_documents(builder.embedder, corpus, seed),
-        "titles": lambda: corpus.titles,
-        "texts": lambda: corpus.texts,
-        "tokenizer": lambda: tokenizer,
-        "classes": lambda: _classes(builder, corpus),
-    }
-    unknown = builder.needs - given.keys()
-    if unknown:
-        raise ValueError(
-            f"{builder.kind} docids need {sorted(unknown)}; a corpus has {sorted(given)}"
-        )
-    if hasattr(builder, "check_count"):
-        builder.check_count(len(corpus))
-    needed = {name: given[name]() for name in builder.needs}
-    table = builder.build(corpus.keys, corpus.hash, seed=seed, **needed)
+    builder.check_count(len(corpus))
+    documents = CorpusColumns(corpus, tokenizer, builder, seed)
+    table = builder.build(documents, seed)
     _check_built(table, builder, corpus)
+    embeddings = documents.made_embeddings
     if path is not None:
         table.save(path)
         table = DocidTable.load(path)
-    return table, needed.get("embeddings")
+        if embeddings is not None:
+            table_embeddings.keep(embeddings, table, path, builder, seed)
+    return table, embeddings
 
 
-def _classes(builder: DocidBuilder, corpus: AnyCorpus) -> np.ndarray:
-    if corpus.classes is None:
+class CorpusColumns(DocumentColumns):
+    """The columns of a corpus as a docid kind asks for them; embeddings by its embedder."""
+
+    def __init__(
+        self, corpus: AnyCorpus, tokenizer: Tokenizer, builder: DocidBuilder, seed: int
+    ) -> None:
+        super().__init__(corpus.keys, corpus.hash, tokenizer=tokenizer, classes=corpus.classes)
+        self._corpus = corpus
+        self._builder = builder
+        self._seed = seed
+
+    @functools.cached_property
+    def titles(self) -> Sequence[str]:
+        """See `DocumentColumns`."""
+        return self._corpus.titles
+
+    @functools.cached_property
+    def texts(self) -> Sequence[str]:
+        """See `DocumentColumns`."""
+        return self._corpus.texts
+
+    @functools.cached_property
+    def embeddings(self) -> np.ndarray:
+        """See `DocumentColumns`."""
+        if self._builder.embedder is None:
+            raise ValueError(
+                f"{self._builder.kind} docids need embeddings of the documents, and their embedder "
+                "is None; expected one, for example @text.TfidfSvd()"
+            )
+        return embed_documents(self._builder.embedder, self._corpus, self._seed)
+
+    @property
+    def made_embeddings(self) -> np.ndarray | None:
+        """The embeddings, if the kind has asked for them."""
+        return vars(self).get("embeddings")
+
+    def _lacks(self, column: str) -> NoReturn:
         raise ValueError(
-            f"{builder.kind} docids need a class for each document; the corpus "
-            f"{corpus.name!r} has none"
+            f"{self._builder.kind} docids need {column} of the documents; the corpus "
+            f"{self._corpus.name!r} has none"
         )
-    return np.asarray(corpus.classes)
 
 
 def embed_documents(
@@ -169,27 +198,37 @@ def embed_documents(
 
 
 def oracle_recall(
-    table: DocidTable,
-    builder: DocidBuilder | None,
-    corpus: AnyCorpus | None,
-    seed: int,
-    embeddings: np.ndarray | None,
+    assets: RunAssets, builder: DocidBuilder | None, seed: int, *, write: bool
 ) -> oracle_recall_lib.OracleRecall | None:
-    """Of a kind that is made of embeddings, against these; None for others.
+    """Measures a table that is made of embeddings against them; None for other kinds.
 
     Args:
-      table: the docids.
-      builder: their kind, if it is known.
-      corpus: the documents, if they are known.
-      seed: of embeddings that are to be made.
-      embeddings: those that the table was made of; None: they are made again.
+      assets: the table, and the embeddings that it was just built from; of a table that lay there,
+        those that are kept beside it, or else they are made again.
+      builder: the table's kind, if it is known.
+      seed: seed of the embeddings.
+      write: whether embeddings that are made again are kept.
     """
-    by_embedding = builder is not None and "embeddings" in builder.needs
-    if not by_embedding or corpus is None or len(corpus) < 2:
+    table, corpus = assets.table, assets.corpus
+    if builder is None or builder.embedder is None or corpus is None or len(corpus) < 2:
         return None
-    if embeddings is None:  # the table was there already
-        embeddings = embed_documents(builder.embedder, corpus, seed)
+    embeddings = assets.embeddings
+    if embeddings is None:
+        embeddings = _embeddings_of(assets, builder, seed, write)
     return oracle_recall_lib.oracle_recall(table, embeddings)
+
+
+def _embeddings_of(assets: RunAssets, builder: DocidBuilder, seed: int, write: bool) -> np.ndarray:
+    """The embeddings of a table that lay there already."""
+    if isinstance(builder.embedder, Precomputed):
+        return embed_documents(builder.embedder, assets.corpus, seed)
+    known = (assets.table, assets.table_path, builder, seed)
+    embeddings = table_embeddings.kept(*known)
+    if embeddings is None:
+        embeddings = embed_documents(builder.embedder, assets.corpus, seed)
+        if write:
+            table_embeddings.keep(embeddings, *known)
+    return embeddings
 
 
 def _check_built(table: DocidTable, builder: DocidBuilder, corpus: AnyCorpus) -> None:

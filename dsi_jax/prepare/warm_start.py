@@ -14,7 +14,7 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from dsi_jax.convert import docid_vocabulary, hf_t5, t5x, t5x_files
-from dsi_jax.docids.kinds import title
+from dsi_jax.docids.kinds.registry import kind_of
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.inputs.tokenizer import Tokenizer
 from dsi_jax.methods.registry import method_of
@@ -31,7 +31,6 @@ _TOKEN_PARAMETERS = (("token_embedder/embedding", 0), ("decoder/logits_dense/ker
 _TEXT_ENCODER = ("token_embedder/", "encoder/")
 _DOCUMENT_TOWER = "document/"  # of a dual encoder with two
 _TOWERS = ("text_tower", "image_tower")
-_DIGIT_KINDS = ("naive", "semantic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +116,10 @@ class PretrainedT5:
         else:
             # Of towers the vocabulary is another one than T5's.
             has_towers = new_model.config.towers is not None
-            rows = [0, 1] if has_towers else docid_rows(new_model.table, new_model.tokenizer)
+            rows = [0, 1]
+            if not has_towers:
+                table = new_model.table
+                rows = kind_of(table).text_tokens(table, new_model.tokenizer).tolist()
             rows += [-1] * (new_model.config.docid_vocab_size - len(rows))  # where it is padded
             lent = docid_vocabulary.initialize(text_params, rows, _docid_parameters(params))
         lent = layer_stacking.arrange_layers(lent, stacked=new_model.config.t5.scan_layers)
@@ -225,27 +227,6 @@ def _whole(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
-
-
-def docid_rows(table: DocidTable, tokenizer: Tokenizer) -> list[int]:
-    """For each docid token the text token whose rows it borrows, or -1.
-
-    Pad and end are T5's; the digit of a naive or semantic docid is the text's digit where that is
-    one token, and the tokens of a title docid are text tokens. Other codes mean nothing to the
-    checkpoint.
-    """
-    if table.kind == title.Title.kind:
-        return title.text_tokens(table, tokenizer).tolist()
-    rows = [0, 1] + [-1] * (table.vocab_size - 2)
-    if table.kind not in _DIGIT_KINDS:
-        return rows
-    codes = [str(code) for code in range(table.vocab_size - 2)]
-    for code, tokens in enumerate(tokenizer.encode_batch(codes, 4)):
-        spelled = tokens[tokens > 1]
-        # SentencePiece spells a digit as one piece, or as the word boundary and the digit.
-        if len(codes[code]) == 1 and len(spelled) in (1, 2):
-            rows[2 + code] = int(spelled[-1])
-    return rows
 
 
 def _checked_vocab_size(directory: Path, t5: T5Config, tokenizer: Tokenizer) -> int:

@@ -20,14 +20,24 @@ class EmbeddingStore:
     def __init__(self, directory: Path, key: str) -> None:
         self._path = directory / f"{key}.npy"
 
-    def load(self, least_rows: int, width: int) -> np.ndarray | None:
-        """The embeddings float32 [N, E], mapped into memory; None if there are none that fit."""
+    @property
+    def path(self) -> Path:
+        """Where the file lies, once there is one."""
+        return self._path
+
+    def load(self, least_rows: int, width: int | None = None) -> np.ndarray | None:
+        """Maps the embeddings [N, E] into memory; None if there are none that fit.
+
+        Args:
+          least_rows: the fewest rows N that fit.
+          width: the E that fits; None: any.
+        """
         try:
             stored_NxE = np.load(self._path, mmap_mode="r")
         except (OSError, EOFError, ValueError):  # absent or damaged
             return None
         fits = stored_NxE.ndim == 2 and len(stored_NxE) >= least_rows
-        return stored_NxE if fits and stored_NxE.shape[1] == width else None
+        return stored_NxE if fits and width in (None, stored_NxE.shape[1]) else None
 
     def save(self, embeddings_NxE: np.ndarray) -> None:
         """Writes the file whole or, where the directory cannot be written, not at all."""

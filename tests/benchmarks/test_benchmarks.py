@@ -44,6 +44,7 @@ from benchmarks.made_texts import text_batch
 from dsi_jax.cli import gin_utils
 from dsi_jax.decoding.beam import BeamResult
 from dsi_jax.decoding.constraint import Free, TrieConstraint
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.prepare import model as model_lib
 from dsi_jax.training.state import param_shapes
 
@@ -179,7 +180,7 @@ def test_docid_kinds_are_measured():
     points = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
     keys = [str(row) for row in range(60)]  # no more than the 64 codes
     for name, builder in docid_kinds.kinds(levels=2, codes=8, epochs=1).items():
-        table = builder.build(keys, "corpus", points, 0)
+        table = builder.build(DocumentColumns(keys, "corpus", embeddings=points), 0)
         measured = docid_kinds.measures(table, points, levels=2)
         assert len(measured["perplexity"]) == 2, name
         assert measured["utilisation"] == pytest.approx(np.mean(measured["perplexity"]))

@@ -96,7 +96,7 @@ def test_irgen(name):
     docids = config.data.docids
     assert docids.embedder == ClipEmbedder("openai/clip-vit-base-patch16")
     assert (docids.levels, docids.codes, docids.vocabulary) == (4, 256, "shared")
-    assert docids.needs == {"embeddings", "classes"} and docids.collisions == "ties"
+    assert docids.supervision == "classes" and docids.collisions == "ties"
     optimizer = config.optimizer
     assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.96, 1e-8)
     assert (optimizer.weight_decay, optimizer.max_grad_norm) == (0.05, None)

@@ -20,6 +20,7 @@ from dsi_jax.data.readers import load
 from dsi_jax.data.seqio_tasks import features, metrics, preprocessors
 from dsi_jax.data.seqio_tasks import text as text_tasks
 from dsi_jax.data.seqio_tasks.corpus_tasks import CorpusTasks
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.atomic import Atomic
 from dsi_jax.evaluation import evaluator
 from dsi_jax.evaluation.config import Target
@@ -61,7 +62,7 @@ def write_cache(task: seqio.Task, directory: Path) -> None:
 
 
 def make_pipeline(name, corpus, batch_size=8, **kwargs):
-    table = Atomic().build(corpus.keys, corpus.hash)
+    table = Atomic().build(DocumentColumns(corpus.keys, corpus.hash))
     lengths = {"inputs": 200}
     return pipeline.TrainPipeline(
         name, table, Inputs(ByteTokenizer(), lengths), batch_size, 1, **kwargs

@@ -14,6 +14,7 @@ from dsi_jax.data.corpora.image_corpus import CaptionedImages
 from dsi_jax.data.readers.load import load_corpus
 from dsi_jax.data.seqio_tasks import features
 from dsi_jax.data.seqio_tasks.images import register_image_tasks
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.atomic import Atomic
 from dsi_jax.evaluation.config import Target
 from dsi_jax.evaluation.evaluator import Evaluator
@@ -55,7 +56,7 @@ def classes(tmp_path_factory):
 
 
 def make_pipeline(name, corpus, batch_size=12, seed=1, **options):
-    table = Atomic().build(corpus.keys, corpus.hash)
+    table = Atomic().build(DocumentColumns(corpus.keys, corpus.hash))
     inputs = Inputs(ByteTokenizer(), LENGTHS, SIDE)
     return pipeline.TrainPipeline(name, table, inputs, batch_size, seed, **options)
 
@@ -96,7 +97,7 @@ def test_a_batch_has_a_stream_a_modality(corpus):
     assert tf.nest.map_structure(lambda x: (x.shape, x.dtype), batch) == tf.nest.map_structure(
         lambda x: (x.shape, x.dtype), stream.batch_shapes()
     )
-    table = Atomic().build(corpus.keys, corpus.hash)
+    table = Atomic().build(DocumentColumns(corpus.keys, corpus.hash))
     captions = corpus.training_captions()
     for batch in take(stream, 4):
         texts, pictures = by_modality(batch)
@@ -266,7 +267,7 @@ def test_an_example_has_one_modality(corpus, texts, files, found):
 
 def test_a_model_of_texts_refuses_images(corpus):
     tasks = register_image_tasks(corpus)
-    table = Atomic().build(corpus.keys, corpus.hash)
+    table = Atomic().build(DocumentColumns(corpus.keys, corpus.hash))
     stream = pipeline.TrainPipeline(tasks.mixture, table, Inputs(ByteTokenizer(), LENGTHS), 4, 1)
     with pytest.raises(ValueError, match="tasks have images, and the model has no encoder of im"):
         stream.batch_shapes()
@@ -305,7 +306,7 @@ class KnowsAll:
 def test_every_query_of_both_tasks_is_counted(corpus, tmp_path):
     tasks = register_image_tasks(corpus)
     targets = [Target(tasks.retrieval, "test"), Target(tasks.images, "test")]
-    table = Atomic().build(corpus.keys, corpus.hash)
+    table = Atomic().build(DocumentColumns(corpus.keys, corpus.hash))
     collection = Collection(
         table, None, ByteTokenizer(), LENGTHS, images=corpus.images, image_size=SIDE
     )

@@ -16,6 +16,7 @@ from dsi_jax.data.seqio_tasks import features, preprocessors, sources
 from dsi_jax.data.seqio_tasks import text as text_tasks
 from dsi_jax.data.seqio_tasks.corpus_tasks import CorpusTasks
 from dsi_jax.docids import text_space
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.atomic import Atomic
 from dsi_jax.docids.kinds.naive import NaiveString
 from dsi_jax.inputs.encoder_inputs import Inputs
@@ -51,7 +52,7 @@ def make_corpus(
 
 def make_pipeline(name, corpus=None, batch_size=8, seed=1, builder=None, **kwargs):
     corpus = corpus or make_corpus()
-    table = (builder or Atomic()).build(corpus.keys, corpus.hash)
+    table = (builder or Atomic()).build(DocumentColumns(corpus.keys, corpus.hash))
     return pipeline.TrainPipeline(
         name, table, Inputs(ByteTokenizer(), LENGTHS), batch_size, seed, **kwargs
     )
@@ -137,7 +138,7 @@ def test_shuffling_needs_a_seed():
 def test_batches_hold_what_the_tasks_say():
     corpus = make_corpus()
     tasks = text_tasks.register_corpus_tasks(corpus, indexing_ratio=1.0)
-    table = NaiveString().build(corpus.keys, corpus.hash)
+    table = NaiveString().build(DocumentColumns(corpus.keys, corpus.hash))
     stream = make_pipeline(tasks.mixture, corpus, builder=NaiveString())
     for batch in take(stream, 5):
         assert batch["text"]["tokens"].shape == (8, LENGTHS["inputs"])
@@ -615,7 +616,9 @@ def test_with_a_buffer_documents_without_training_query_come_last():
 def test_buffered_streams_of_random_strategies_resume_exactly(strategy):
     corpus = make_corpus()
     tasks = text_tasks.register_corpus_tasks(corpus, document_form="inverted", shuffle_buffer=7)
-    table = text_space.spell(NaiveString().build(corpus.keys, corpus.hash), ByteTokenizer())
+    table = text_space.spell(
+        NaiveString().build(DocumentColumns(corpus.keys, corpus.hash)), ByteTokenizer()
+    )
 
     def stream(**kwargs):
         return pipeline.TrainPipeline(

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 
 from dsi_jax.cli import gin_utils
 from dsi_jax.decoding.beam import BeamResult
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.random_control import Random
 from dsi_jax.inputs.streams import MODALITIES
 from dsi_jax.models.dsi import DSIConfig, DSIModel
@@ -40,7 +41,7 @@ TOKENS = 32
 CLIP_TOKENS = 31  # rows that no mesh divides
 SIDE, PATCH = 8, 4
 SCHEDULE = Schedule("constant", 0.05)
-TABLE = Random(length=LENGTH, clusters=14).build([str(row) for row in range(60)], corpus_hash="")
+TABLE = Random(length=LENGTH, clusters=14).build(DocumentColumns([str(row) for row in range(60)]))
 # Mesh axes by which each logical axis of a parameter is split.
 SPLIT_BY = {"embed": "fsdp", "vocab": "model", "heads": "model", "joined_kv": "model"}
 SPLIT_BY |= {"mlp": "model", "relpos_buckets": None}

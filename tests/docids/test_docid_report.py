@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.health import plots
 from dsi_jax.docids.health.oracle_recall import (
     ExpectedRecall,
@@ -32,7 +33,7 @@ def keys(count):
 
 
 def build(kind, embeddings, seed=0):
-    return kind.build(keys(len(embeddings)), "corpus", embeddings, seed)
+    return kind.build(DocumentColumns(keys(len(embeddings)), "corpus", embeddings=embeddings), seed)
 
 
 def describe(table, embeddings):
@@ -148,7 +149,7 @@ def test_codes_are_described_by_least_squares():
     assert ((found - exact) ** 2).mean() < 0.01 * (exact**2).mean()
     # Centroids of rq are found again: the codes describe no worse than k-means' own.
     kind = ResidualQuantized(levels=2, codes=5, collisions="ties", embedder=None)
-    quantized = kind.quantize(embeddings, 0)
+    quantized = kind.quantize(DocumentColumns(keys(len(embeddings)), embeddings=embeddings), 0)
     own = sum(quantized.books[level][quantized.codes[:, level]] for level in range(2))
     fitted = describe(build(kind, embeddings), embeddings)
     assert ((fitted - embeddings) ** 2).sum() <= ((own - embeddings) ** 2).sum() * (1 + 1e-5)
@@ -264,7 +265,7 @@ def test_the_picture_is_drawn(kind, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: plots)")
     embeddings = normal(150)
     table = build(kind, embeddings)
-    oracle = oracle_recall(table, embeddings) if "embeddings" in kind.needs else None
+    oracle = oracle_recall(table, embeddings) if isinstance(kind, ResidualQuantized) else None
     assert plots.available()
     plots.plot_report(table, tmp_path / "report.png", oracle)
     assert [path.name for path in tmp_path.iterdir()] == ["report.png"]

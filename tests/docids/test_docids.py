@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsi_jax.docids import table as table_module
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.embedders.text import EncoderMeanPool, TfidfSvd
 from dsi_jax.docids.health.report import health, report
 from dsi_jax.docids.kinds.atomic import Atomic
@@ -35,9 +36,11 @@ KINDS += [Atomic(id_space=500), NaiveString(id_space=500)]
 
 
 def build(kind, count, seed=0, *, embeddings=None):
-    if "embeddings" in kind.needs and embeddings is None:
+    if embeddings is None:
         embeddings = np.random.default_rng(99).normal(size=(count, 4)).astype(np.float32)
-    return kind.build([f"key {i}" for i in range(count)], "corpus", embeddings, seed)
+    return kind.build(
+        DocumentColumns([f"key {i}" for i in range(count)], "corpus", embeddings=embeddings), seed
+    )
 
 
 def make(tokens, vocab_size, variable_length, **changes):
@@ -300,8 +303,8 @@ def test_semantic_docids_are_bounded_in_length():
 
 
 def test_semantic_refuses_bad_embeddings():
-    with pytest.raises(ValueError, match="need embeddings of the documents, found None"):
-        SEMANTIC.build(["a"], "corpus")
+    with pytest.raises(ValueError, match="need embeddings of the documents, found none"):
+        SEMANTIC.build(DocumentColumns(["a"], "corpus"))
     for shape in ((3, 4), (2,), (2, 0)):
         with pytest.raises(ValueError, match=r"one vector for each of the 2 documents"):
             build(SEMANTIC, 2, embeddings=np.zeros(shape, np.float32))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dsi_jax.convert.hf_clip import param_shapes, save_clip
 from dsi_jax.data.readers import demo_image
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.embedders.image import ClipEmbedder, PixelPca
 from dsi_jax.docids.kinds.semantic import Semantic
 from dsi_jax.inputs import image_files
@@ -104,7 +105,9 @@ def test_docids_of_pixels_group_scenes_by_their_ground(scenes):
     embedder = PixelPca()
     builder = Semantic(clusters=3, leaf_size=20, embedder=embedder, n_init=5)
     vectors = embedder.embed_images(scenes)
-    table = builder.build([f"scene{i}" for i in range(40)], "hash", vectors)
+    table = builder.build(
+        DocumentColumns([f"scene{i}" for i in range(40)], "hash", embeddings=vectors)
+    )
     described = json.loads(json.dumps(table.parameters))["embedder"]
     assert described == {"name": "pixel_pca", "size": 16, "dimensions": 64}
     grounds = np.array([scene.ground for scene in demo_image.scenes(0, 40)])

@@ -10,6 +10,7 @@ import pytest
 from dsi_jax.docids.clustering import residual_vq
 from dsi_jax.docids.clustering.neighbours import nearest_rows
 from dsi_jax.docids.clustering.residual_vq import Codebooks
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.health.oracle_recall import oracle_recall
 from dsi_jax.docids.kinds import learned
 from dsi_jax.docids.kinds.learned import RQVAE, IRGen
@@ -30,7 +31,12 @@ def books_of(vectors, count=4.0):
 
 
 def build(kind, embeddings, seed=0, **more):
-    return kind.build([f"key {i}" for i in range(len(embeddings))], "c", embeddings, seed, **more)
+    return kind.build(documents(embeddings, **more), seed)
+
+
+def documents(embeddings, **more):
+    keys = [f"key {i}" for i in range(len(embeddings))]
+    return DocumentColumns(keys, "c", embeddings=embeddings, **more)
 
 
 def topics(count=256, dimension=12, groups=16, seed=0):
@@ -209,7 +215,7 @@ def test_scale_and_place_of_embeddings_do_not_matter(kind):
 @pytest.mark.parametrize("kind", [RQVAE, IRGen])
 def test_features_of_all_documents_are_made_in_blocks(kind, monkeypatch):
     """Else the hidden layer of all of them would be held at once."""
-    whole = kind(**SMALL).quantize(topics(count=100)[0], 0).points
+    whole = kind(**SMALL).quantize(documents(topics(count=100)[0]), 0).points
     lengths = set()
 
     class Recording(kind):
@@ -218,7 +224,7 @@ def test_features_of_all_documents_are_made_in_blocks(kind, monkeypatch):
             return super().features(params, points_BxD)
 
     monkeypatch.setattr(learned, "_ROWS", 40)
-    found = Recording(**SMALL).quantize(topics(count=100)[0], 0).points
+    found = Recording(**SMALL).quantize(documents(topics(count=100)[0]), 0).points
     assert lengths == {20, 32, 40}  # the last block, a batch of training, the other blocks
     np.testing.assert_allclose(found, whole, atol=1e-5)
 
@@ -239,7 +245,6 @@ def test_irgen_learns_given_classes():
     points[:, 5] = 0.3 * np.sign(points[:, 5])
     options = {"levels": 1, "codes": 4, "embedder": None, "collisions": "ties"}
     kind = IRGen(**options, supervision="classes", epochs=60, batch_size=100, hidden=32)
-    assert kind.needs == {"embeddings", "classes"}
 
     def purity(table):
         shares = [
@@ -260,7 +265,6 @@ def test_irgen_by_neighbours_beats_where_it_starts():
     points = (words / np.linalg.norm(words, axis=1, keepdims=True)).astype(np.float32)
     options = {"levels": 2, "codes": 16, "embedder": None}
     rq, irgen = ResidualQuantized(**options), IRGen(**options, batch_size=200, hidden=64)
-    assert irgen.needs == {"embeddings"}
     gains = [
         oracle_recall(build(irgen, points, seed), points).by_prefix
         - oracle_recall(build(rq, points, seed), points).by_prefix
@@ -272,7 +276,7 @@ def test_irgen_by_neighbours_beats_where_it_starts():
 def test_labels_are_checked():
     kind = IRGen(**SMALL, supervision="classes")
     points, _ = topics(count=20)
-    with pytest.raises(ValueError, match="need one for each of the 20 documents, found none"):
+    with pytest.raises(ValueError, match="need classes of the documents, found none"):
         build(kind, points)
     with pytest.raises(ValueError, match=r"each of the 20 documents, found the shape \(19,\)"):
         build(kind, points, classes=np.zeros(19, int))

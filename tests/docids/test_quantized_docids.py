@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 from dsi_jax.docids.clustering import kmeans as kmeans_lib
 from dsi_jax.docids.clustering import kmeans_jax, kmeans_numpy
 from dsi_jax.docids.clustering.kmeans import kmeans, residual_kmeans
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.embedders.text import TfidfSvd
 from dsi_jax.docids.kinds.quantized import ProductQuantized, ResidualQuantized
 from dsi_jax.docids.kinds.quantized_base import Quantized, nearest_free, numbered
@@ -30,7 +31,12 @@ def squared_distances(points, centroids):
 
 
 def build(kind, embeddings, seed=0):
-    return kind.build([f"key {i}" for i in range(len(embeddings))], "corpus", embeddings, seed)
+    return kind.build(documents(embeddings), seed)
+
+
+def documents(embeddings):
+    keys = [f"key {i}" for i in range(len(embeddings))]
+    return DocumentColumns(keys, "corpus", embeddings=embeddings)
 
 
 def codes_of(table):
@@ -215,7 +221,7 @@ def test_residuals_of_a_mapped_file_take_the_nearest_codes(engine, monkeypatch, 
 def test_product_quantization_clusters_runs_of_dimensions():
     points = normal(120, 7)
     kind = ProductQuantized(levels=3, codes=6, embedder=None)
-    found = kind.quantize(points, seed=0)
+    found = kind.quantize(documents(points), seed=0)
     for level, part in enumerate(([0, 1, 2], [3, 4], [5, 6])):  # 7 dimensions in 3 runs
         book = found.books[level]
         outside = [i for i in range(7) if i not in part]
@@ -224,7 +230,7 @@ def test_product_quantization_clusters_runs_of_dimensions():
         chosen = distances[np.arange(120), found.codes[:, level]]
         np.testing.assert_allclose(chosen, distances.min(axis=1), atol=1e-5)
     with pytest.raises(ValueError, match=r"pq of 3 levels needs .* as many dimensions, found 2"):
-        kind.quantize(normal(9, 2), seed=0)
+        kind.quantize(documents(normal(9, 2)), seed=0)
 
 
 OPTIONS = st.fixed_dictionaries(
@@ -257,7 +263,7 @@ def test_tables_follow_their_rules(kind, options, count, distinct, seed):
     assert table.hash == build(kind, embeddings, seed).hash
     table.validate()
     assert not table.variable_length
-    raw = kind.quantize(embeddings, seed).codes
+    raw = kind.quantize(documents(embeddings), seed).codes
     found = codes_of(table)
     if kind.vocabulary == "per_level":
         assert (found // codes == np.arange(table.length)).all()
@@ -435,12 +441,12 @@ def test_kinds_refuse_impossible_parameters(kind, options, message):
 
 def test_kinds_refuse_bad_embeddings():
     kind = ResidualQuantized(embedder=None)
-    with pytest.raises(ValueError, match="rq docids need embeddings of the documents, found None"):
-        kind.build(["a"], "corpus")
+    with pytest.raises(ValueError, match="docids need embeddings of the documents, found none"):
+        kind.build(DocumentColumns(["a"]))
     with pytest.raises(ValueError, match="one vector for each of the 1 documents"):
-        kind.build(["a"], "corpus", normal(2, 2))
+        kind.build(DocumentColumns(["a"], embeddings=normal(2, 2)))
     with pytest.raises(ValueError, match="embedding of row 0 holds a value that is not finite"):
-        kind.build(["a"], "corpus", np.full((1, 2), np.nan))
+        kind.build(DocumentColumns(["a"], embeddings=np.full((1, 2), np.nan)))
 
 
 def test_tables_name_embedder_and_engine():

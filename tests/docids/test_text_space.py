@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from dsi_jax.data.batches import indexing_strategies
 from dsi_jax.data.batches.indexing_strategies import Strategy
-from dsi_jax.docids import text_space
+from dsi_jax.docids import spelling, text_space
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.atomic import Atomic
 from dsi_jax.docids.kinds.naive import NaiveString
 from dsi_jax.docids.table import DocidTable
@@ -35,7 +36,7 @@ def content(row: np.ndarray) -> list[int]:
 
 
 def test_naive_docids_are_spelled_as_their_digits():
-    compact = NaiveString().build(keys(120), "corpus")
+    compact = NaiveString().build(DocumentColumns(keys(120), "corpus"))
     spelled = text_space.spell(compact, ByteTokenizer())
     spelled.validate()
     numbers = np.random.default_rng(42).permutation(120)
@@ -51,12 +52,12 @@ def test_codes_of_several_digits_are_kept_apart():
     table = DocidTable.from_codes(
         codes, num_codes=13, keys=keys(3), kind="rq", parameters={}, corpus_hash=""
     )
-    assert text_space.docid_strings(table) == ["1 12", "11 2", "0 3"]
+    assert spelling.docid_strings(table) == ["1 12", "11 2", "0 3"]
     assert len({tuple(row) for row in text_space.spell(table, ByteTokenizer()).tokens}) == 3
 
 
 def test_atomic_docids_are_new_tokens_behind_the_vocabulary():
-    compact = Atomic().build(keys(7), "corpus")
+    compact = Atomic().build(DocumentColumns(keys(7), "corpus"))
     spelled = text_space.spell(compact, ByteTokenizer(), vocab_size=1000)
     assert (spelled.length, spelled.vocab_size) == (1, 1007)
     np.testing.assert_array_equal(
@@ -84,12 +85,14 @@ def test_sentinels_have_t5s_ids(shared_data):
 def test_a_vocabulary_without_digits_is_refused(shared_data):
     tokenizer = SentencePieceTokenizer.from_file(shared_data / "vocab" / "seqio_test_26.model")
     with pytest.raises(ValueError, match=r"cannot spell the docid '\d+'"):
-        text_space.spell(NaiveString().build(keys(30), "c"), tokenizer)
+        text_space.spell(NaiveString().build(DocumentColumns(keys(30), "c")), tokenizer)
 
 
 def test_a_vocabulary_smaller_than_the_text_is_refused():
     with pytest.raises(ValueError, match=r"of 300 tokens was asked for.*need 359"):
-        text_space.spell(NaiveString().build(keys(30), "c"), ByteTokenizer(), vocab_size=300)
+        text_space.spell(
+            NaiveString().build(DocumentColumns(keys(30), "c")), ByteTokenizer(), vocab_size=300
+        )
 
 
 # ---------------------------------------------------------------- strategies

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsi_jax.docids import text_space
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.naive import NaiveString
 from dsi_jax.docids.kinds.title import Title
 from dsi_jax.inputs.clip_tokenizer import END, START, ClipTokenizer
 from dsi_jax.inputs.tokenizer import ByteTokenizer, train_sentencepiece
-from dsi_jax.prepare import warm_start
 
 BYTES = ByteTokenizer()
 
@@ -19,7 +19,9 @@ def build(titles, kind=None, texts=None, tokenizer=BYTES):
     kind = kind or Title()
     keys = [f"key {i}" for i in range(len(titles))]
     texts = ["no words"] * len(titles) if texts is None else texts
-    return kind.build(keys, "corpus", titles=titles, texts=texts, tokenizer=tokenizer)
+    return kind.build(
+        DocumentColumns(keys, "corpus", titles=titles, texts=texts, tokenizer=tokenizer)
+    )
 
 
 def spelled(table):
@@ -38,9 +40,9 @@ def test_titles_are_spelled_as_the_tokenizer_spells_them():
     assert table.parameters["pieces"] == [ord(letter) + 3 for letter in "abenst"]
     tokenizer = train_sentencepiece(["honey bees dance", "ants work", "bees"], vocab_size=280)
     table = build(["Bees dance", "ants"], tokenizer=tokenizer)
-    tokens = warm_start.docid_rows(table, tokenizer)
+    tokens = Title.text_tokens(table, tokenizer)
     expected = tokenizer.encode_batch(["Bees dance", "ants"], table.length)
-    np.testing.assert_array_equal(np.array(tokens)[table.tokens], expected)
+    np.testing.assert_array_equal(tokens[table.tokens], expected)
 
 
 def test_equal_titles_get_numbers_that_nobody_has():
@@ -123,7 +125,7 @@ def test_titles_in_tokens_of_clip(clip):
 
 
 def test_text_space_needs_the_ends_of_t5(clip):
-    naive = NaiveString().build(["a", "b"], "corpus")
+    naive = NaiveString().build(DocumentColumns(["a", "b"], "corpus"))
     for table in (build(["a b", "b"], tokenizer=clip), naive):
         with pytest.raises(ValueError, match=r"pad 0 and end 1, .* ClipTokenizer .* has 13 and 13"):
             text_space.spell(table, clip)

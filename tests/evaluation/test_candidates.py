@@ -16,6 +16,7 @@ from dsi_jax.data.run_assets import RunAssets
 from dsi_jax.data.seqio_tasks import images as image_tasks
 from dsi_jax.data.seqio_tasks import metrics
 from dsi_jax.decoding.trie import build_trie
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.naive import NaiveString
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.evaluation import image_samples
@@ -68,7 +69,7 @@ def corpus() -> ImageCorpus:
 
 
 def make_collection(corpus: ImageCorpus) -> Collection:
-    table = NaiveString().build(corpus.keys, corpus.hash)
+    table = NaiveString().build(DocumentColumns(corpus.keys, corpus.hash))
     texts = [f"text {row * 7}" for row in range(len(corpus))]
     return Collection(table, texts, ByteTokenizer(), {"inputs": LENGTH})
 

@@ -12,6 +12,7 @@ import seqio
 from dsi_jax.data.corpora import corpus as corpus_lib
 from dsi_jax.data.seqio_tasks import features, metrics
 from dsi_jax.data.seqio_tasks import text as text_tasks
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.naive import NaiveString
 from dsi_jax.evaluation.config import Target
 from dsi_jax.evaluation.evaluator import Evaluator, queries_hash
@@ -45,7 +46,7 @@ def make_corpus(num_queries: int = NUM_QUERIES) -> corpus_lib.Corpus:
 def parts():
     """(corpus, the arguments that `Predictor` and `Retriever` share, params)."""
     corpus = make_corpus()
-    table = NaiveString().build(corpus.keys, corpus.hash)
+    table = NaiveString().build(DocumentColumns(corpus.keys, corpus.hash))
     tokenizer = ByteTokenizer()
     t5 = T5Config(
         vocab_size=tokenizer.vocab_size,

@@ -13,6 +13,7 @@ from dsi_jax.data.batches import collate, converters
 from dsi_jax.data.corpora import corpus as corpus_lib
 from dsi_jax.data.seqio_tasks import features, metrics, preprocessors
 from dsi_jax.data.seqio_tasks import text as text_tasks
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.naive import NaiveString
 from dsi_jax.inputs.encoder_inputs import Inputs
 from dsi_jax.inputs.tokenizer import ByteTokenizer
@@ -46,7 +47,7 @@ class NumberSearch:
     """
 
     def __init__(self, corpus: corpus_lib.Corpus):
-        self.table = NaiveString().build(corpus.keys, corpus.hash)
+        self.table = NaiveString().build(DocumentColumns(corpus.keys, corpus.hash))
         self.batches: list[collate.Batch] = []
 
     def __call__(self, dataset: tf.data.Dataset):

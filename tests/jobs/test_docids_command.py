@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from dsi_jax import build_docids
@@ -63,7 +64,7 @@ def test_classes_come_from_the_corpus(corpus, tmp_path, capsys):
         "--gin_bindings=learned.IRGen.codes = 8",
     ]
     assert run(corpus, tmp_path / "m", *options) == 2
-    assert "irgen docids need a class for each document; the corpus" in capsys.readouterr().err
+    assert "irgen docids need classes of the documents; the corpus" in capsys.readouterr().err
 
     def with_classes(seed):
         found = load.load_corpus(str(corpus), seed)
@@ -95,3 +96,78 @@ def test_too_many_documents_are_refused_before_they_are_embedded(
     options = [f"--gin_bindings=quantized.ResidualQuantized.{binding}" for binding in bindings]
     assert run(corpus, tmp_path / "m", f"--gin_file=docids/{kind}.gin", *options) == 2
     assert message in capsys.readouterr().err
+
+
+def test_embeddings_are_kept_and_not_made_again(corpus, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", "dsi_jax")
+    monkeypatch.setattr(plots, "available", lambda: False)
+    options = ["--gin_file=docids/rq.gin", "--gin.quantized.ResidualQuantized.codes=8"]
+
+    def recall(*more) -> str:
+        caplog.clear()
+        assert run(corpus, tmp_path / "m", *options, *more) == 0
+        return caplog.text.split("oracle recall@")[1].splitlines()[0]
+
+    first = recall()
+    table = DocidTable.load(tmp_path / "m" / "docids")
+    (file,) = (tmp_path / "m" / "docids" / "embeddings").iterdir()
+    content = file.read_bytes()
+    assert (
+        f"kept the embeddings of the documents: {file}, {len(content) / 1024:.3g} KiB"
+        in caplog.text
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(docid_table, "embed_documents", None)
+        assert recall() == first
+    # An older table has none; a dry run writes none.
+    file.unlink()
+    assert recall("--dry_run") == first and not file.exists()
+    said = f"holds no embeddings of docid table {table.hash[:12]}: embedding 60 documents again"
+    assert said in caplog.text
+    assert recall() == first and file.read_bytes() == content
+    # Those of another embedder, and half of a file, are not taken for its own.
+    other = file.rename(file.with_name("other.npy"))
+    assert recall() == first and "of another embedder or seed, none of docid table" in caplog.text
+    assert file.read_bytes() == content and not other.exists()
+    file.write_bytes(content[: len(content) // 2])
+    assert recall() == first and file.read_bytes() == content
+    DocidTable.load(tmp_path / "m" / "docids").verify()
+
+
+def test_vectors_of_a_file_are_not_copied(corpus, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", "dsi_jax")
+    monkeypatch.setattr(plots, "available", lambda: False)
+    vectors = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", vectors)
+    options = ["--gin_file=docids/rq.gin", "--gin_file=embeddings/precomputed.gin"]
+    options += [f"--gin.EMBEDDINGS={tmp_path / 'vectors.npy'}"]
+    for _ in range(2):
+        assert run(corpus, tmp_path / "m", *options) == 0
+    assert caplog.text.count("oracle recall@10 of 60 documents") == 2
+    assert not (tmp_path / "m" / "docids" / "embeddings").exists()
+
+
+def test_a_kind_that_clusters_needs_an_embedder(corpus, tmp_path, capsys):
+    options = [
+        "--gin_file=docids/rq.gin",
+        "--gin_bindings=quantized.ResidualQuantized.embedder = None",
+    ]
+    assert run(corpus, tmp_path / "m", *options) == 2
+    assert "rq docids need embeddings of the documents, and their embedder is None" in (
+        capsys.readouterr().err
+    )
+
+
+def test_docids_that_text_cannot_spell_are_refused_before_they_are_built(
+    corpus, tmp_path, capsys, monkeypatch, shared_data
+):
+    monkeypatch.setattr(docid_table, "embed_documents", None)
+    options = [
+        "--gin_file=docids/semantic.gin",
+        "--gin.DOCID_SPACE=text",
+        f"--gin.VOCABULARY={shared_data / 'vocab' / 'seqio_test_26.model'}",
+    ]
+    assert run(corpus, tmp_path / "m", *options) == 2
+    message = "the vocabulary cannot spell the digit '0'; expected one that has the ten digits"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "m" / "docids").exists()

@@ -11,6 +11,7 @@ import pytest
 
 from dsi_jax import eval as eval_command
 from dsi_jax import infer, search, train
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.semantic import Semantic
 from dsi_jax.jobs.progress import Progress
 from dsi_jax.methods.trained_embedders import TrainedDualEncoder
@@ -131,7 +132,7 @@ def test_its_embeddings_make_semantic_docids(trained, compiled):
     np.testing.assert_array_equal(embedder.embed(texts[:9]), vectors[:9])
     assert not compiled
     builder = Semantic(clusters=3, leaf_size=3, embedder=embedder)
-    table = builder.build(keys, "hash", embeddings=vectors)
+    table = builder.build(DocumentColumns(keys, "hash", embeddings=vectors))
     assert table.parameters["embedder"]["checkpoint"] == "checkpoint_150"
     with pytest.raises(ValueError, match="no documents to embed"):
         embedder.embed([])

@@ -12,6 +12,8 @@ from dsi_jax import search, train
 from dsi_jax.data.corpora import corpus, registry
 from dsi_jax.data.seqio_tasks import features, metrics, preprocessors, sources
 from dsi_jax.data.seqio_tasks import text as text_tasks
+from dsi_jax.docids.builder import DocidBuilder
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.naive import NaiveString
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.prepare.assets import prepare
@@ -75,17 +77,18 @@ def test_task_that_nobody_registered_is_named_with_a_remedy(tmp_path):
         prepare(unknown, tmp_path)
 
 
-class Careless:
-    """Builds docid tables with one thing wrong."""
+class Careless(DocidBuilder):
+    """Builds docid tables with one thing wrong, or of a column that the corpus lacks."""
 
     kind = "careless"
 
-    def __init__(self, needs=frozenset(), **wrong):
-        self.needs = needs
+    def __init__(self, column="keys", **wrong):
+        self._column = column
         self._wrong = wrong
 
-    def build(self, keys, corpus_hash, embeddings=None, seed=42):
-        right = {"keys": keys, "kind": "careless", "corpus_hash": corpus_hash}
+    def build(self, documents, seed=42):
+        getattr(documents, self._column)
+        right = {"keys": documents.keys, "kind": "careless", "corpus_hash": documents.corpus_hash}
         codes = np.arange(len({**right, **self._wrong}["keys"]))[:, None]
         return DocidTable.from_codes(
             codes, num_codes=COUNT, parameters={}, **{**right, **self._wrong}
@@ -100,8 +103,8 @@ class Careless:
         ({"keys": KEYS[:-1]}, "Careless built has documents 11; expected 12"),
         ({"keys": KEYS[::-1]}, "Careless changed the order or the names of the keys"),
         (
-            {"needs": {"pictures"}},
-            r"careless docids need \['pictures'\]; a corpus has",
+            {"column": "classes"},
+            "careless docids need classes of the documents; the corpus 'twelve' has none",
         ),
     ],
 )
@@ -121,7 +124,7 @@ def test_docids_that_are_no_builder_are_refused(docids, found):
 
 @pytest.fixture
 def options(tmp_path) -> list[str]:
-    NaiveString().build(KEYS, CORPUS.hash).save(tmp_path / "table")
+    NaiveString().build(DocumentColumns(KEYS, CORPUS.hash)).save(tmp_path / "table")
     return [
         "--gin_file=runs/train.gin",
         "--gin_file=models/t5_tiny.gin",

@@ -17,6 +17,7 @@ from dsi_jax import eval as eval_command
 from dsi_jax.convert import hf_t5
 from dsi_jax.convert.hf_clip import load_clip
 from dsi_jax.convert.position_embeddings import resize_positions
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.semantic import Semantic
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.evaluation.predictor import Predictor
@@ -379,7 +380,9 @@ def test_docids_command_over_the_towers_of_a_run(base, trained, tmp_path, capsys
     }
     embeddings = embedded_by_hand(checkpoint, [base / "pictures" / key for key in table.keys])
     builder = Semantic(clusters=3, leaf_size=2, embedder=None)
-    expected = builder.build(table.keys, table.corpus_hash, embeddings, seed=42)
+    expected = builder.build(
+        DocumentColumns(table.keys, table.corpus_hash, embeddings=embeddings), seed=42
+    )
     np.testing.assert_array_equal(table.tokens, expected.tokens)
     # Other pictures are as good; the log says that they are others.
     pictures, _ = write_pictures(tmp_path / "fewer")

@@ -12,6 +12,7 @@ from flax import traverse_util
 
 import gin
 from dsi_jax.cli import gin_utils
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.naive import NaiveString
 from dsi_jax.inputs.streams import interleave
 from dsi_jax.models import transposed_kernels
@@ -28,7 +29,7 @@ from dsi_jax.training.schedules import Schedule
 from dsi_jax.training.state import TrainState
 
 SIDE, LENGTH, NUM_DOCUMENTS = 16, 6, 23
-TABLE = NaiveString().build([f"k{i}" for i in range(NUM_DOCUMENTS)], "corpus")
+TABLE = NaiveString().build(DocumentColumns([f"k{i}" for i in range(NUM_DOCUMENTS)], "corpus"))
 TEXTS, IMAGES = 4, 2
 RATE = 0.01
 

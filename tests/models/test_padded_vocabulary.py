@@ -4,12 +4,13 @@ import jax
 import numpy as np
 import pytest
 
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.atomic import Atomic
 from dsi_jax.models import t5_sizes
 from dsi_jax.models.dsi import DSIConfig, DSIModel, padded_vocab_size
 from dsi_jax.ranking.docid_ranker import DocidRanker, to_host
 
-TABLE = Atomic().build([str(row) for row in range(5000)], corpus_hash="")
+TABLE = Atomic().build(DocumentColumns([str(row) for row in range(5000)]))
 
 
 def model_of(vocab_size: int) -> DSIModel:

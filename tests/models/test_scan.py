@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dsi_jax.decoding.adapter import make_search
 from dsi_jax.decoding.constraint import TrieConstraint
 from dsi_jax.decoding.trie import build_trie
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.naive import NaiveString
 from dsi_jax.models import layer_stacking, transposed_kernels
 from dsi_jax.models.dsi import DSIConfig, DSIModel
@@ -161,7 +162,7 @@ def several_at_once(model: DSIModel, params: dict, tokens: np.ndarray, batch: di
 
 
 def test_beam_search_finds_the_same() -> None:
-    table = NaiveString().build([f"d{i}" for i in range(30)], "")
+    table = NaiveString().build(DocumentColumns([f"d{i}" for i in range(30)]))
     params, batch = random_params(V1_1), random_batch()
     constraint = TrieConstraint(jax.device_put(build_trie(table)))
     results = []

@@ -13,12 +13,12 @@ from flax import traverse_util
 from dsi_jax import train
 from dsi_jax.convert import docid_vocabulary, hf_t5
 from dsi_jax.data.readers import load
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.naive import NaiveString
 from dsi_jax.inputs import tokenizer as tokenizer_lib
 from dsi_jax.models import layer_stacking
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.models.t5 import T5Config
-from dsi_jax.prepare import warm_start
 from dsi_jax.training import checkpoints
 from tests.fixtures import t5x_checkpoint
 from tests.fixtures.small_corpus import write_corpus
@@ -82,8 +82,8 @@ def test_finetuning_starts_from_the_lenders_weights(corpus, pretrained, tmp_path
             lent[part],
         )
     tokenizer = tokenizer_lib.SentencePieceTokenizer.from_file(pretrained / "spiece.model")
-    table = NaiveString().build([f"d{i}" for i in range(60)], "")
-    rows = warm_start.docid_rows(table, tokenizer)
+    table = NaiveString().build(DocumentColumns([f"d{i}" for i in range(60)]))
+    rows = NaiveString.text_tokens(table, tokenizer).tolist()
     assert rows[:2] == [0, 1]
     assert len(set(rows)) == 12  # every digit has a row of its own
     np.testing.assert_allclose(
@@ -187,7 +187,8 @@ def test_finetuning_starts_from_a_checkpoint_of_t5x(corpus, pretrained, tmp_path
         if path != "decoder/logits_dense/kernel":
             np.testing.assert_allclose(saved[path], value, rtol=1e-5, atol=1e-6, err_msg=path)
     tokenizer = tokenizer_lib.SentencePieceTokenizer.from_file(pretrained / "spiece.model")
-    rows = warm_start.docid_rows(NaiveString().build([f"d{i}" for i in range(60)], ""), tokenizer)
+    table = NaiveString().build(DocumentColumns([f"d{i}" for i in range(60)]))
+    rows = NaiveString.text_tokens(table, tokenizer)
     np.testing.assert_allclose(
         saved["decoder/logits_dense/kernel"],
         flat["decoder/logits_dense/kernel"][:, rows],

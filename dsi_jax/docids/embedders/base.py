@@ -22,19 +22,16 @@ class Embedder(Protocol):
         """The embedder and its parameters as plain JSON, kept in the docid table."""
 
 
-def check_embeddings(kind: str, embeddings: np.ndarray | None, count: int) -> None:
-    """Refuses what cannot be clustered.
+def check_embeddings(embeddings: np.ndarray, count: int) -> None:
+    """Checks that there is one finite vector per document.
 
     Args:
-      kind: the docid kind that needs them.
-      embeddings: hopefully a finite vector for each document.
+      embeddings: one vector per document.
       count: the number of documents.
 
     Raises:
-      ValueError: naming the kind, or the first bad row.
+      ValueError: naming the shape, or the first bad row.
     """
-    if embeddings is None:
-        raise ValueError(f"{kind} docids need embeddings of the documents, found None")
     if embeddings.ndim != 2 or len(embeddings) != count or embeddings.shape[1] == 0:
         raise ValueError(
             f"embeddings have the shape {embeddings.shape}, expected one vector for each of the "

@@ -1,17 +1,20 @@
 """Atomic docids: one token a document, one decoding step."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
+from dsi_jax.docids.builder import DocidBuilder
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.numbers import check_id_space, draw
-from dsi_jax.docids.table import DocidTable
+from dsi_jax.docids.spelling import Spelled
+from dsi_jax.docids.table import FIRST_CODE, DocidTable
+from dsi_jax.inputs.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Atomic:
+class Atomic(DocidBuilder):
     """Unstructured atomic identifiers (DSI, Tay et al. 2022, section 3.2): L = 1, V = N + 2.
 
     Attributes:
@@ -22,30 +25,33 @@ class Atomic:
     id_space: int | None = None
 
     kind: ClassVar[str] = "atomic"
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         check_id_space(self.id_space)
 
-    def build(
-        self,
-        keys: Sequence[str],
-        corpus_hash: str,
-        embeddings: np.ndarray | None = None,
-        seed: int = 42,
-    ) -> DocidTable:
-        """See `dsi_jax.docids.table.DocidBuilder`; codes follow no order of the data.
+    def build(self, documents: DocumentColumns, seed: int = 42) -> DocidTable:
+        """See `DocidBuilder`; codes follow no order of the data.
 
         Raises:
           ValueError: if there are more documents than codes in `id_space`.
         """
-        del embeddings
-        codes, id_space = draw(len(keys), self.id_space, seed)
+        codes, id_space = draw(len(documents), self.id_space, seed)
         return DocidTable.from_codes(
             codes[:, None],
             num_codes=id_space,
-            keys=keys,
+            keys=documents.keys,
             kind=self.kind,
             parameters={"id_space": id_space, "seed": seed},
-            corpus_hash=corpus_hash,
+            corpus_hash=documents.corpus_hash,
         )
+
+    def check_text_space(self, tokenizer: Tokenizer) -> None:
+        """See `DocidBuilder`; no tokenizer has a say in new tokens."""
+
+    @classmethod
+    def spell(cls, table: DocidTable, tokenizer: Tokenizer, vocab_size: int) -> Spelled:
+        """See `DocidBuilder`: new tokens behind the text's, the paper's `[W_tokens; W_docs]`."""
+        del tokenizer
+        tokens_NxL = table.tokens.astype(np.int64) - FIRST_CODE + vocab_size
+        grown = vocab_size + table.vocab_size - FIRST_CODE
+        return Spelled(tokens_NxL, grown, table.variable_length)

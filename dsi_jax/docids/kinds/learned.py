@@ -20,6 +20,7 @@ from dsi_jax.docids.clustering import residual_vq
 from dsi_jax.docids.clustering.kmeans import residual_kmeans
 from dsi_jax.docids.clustering.neighbours import nearest_rows
 from dsi_jax.docids.clustering.residual_vq import Codebooks, Rounded
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.quantized_base import CodedKind, Quantized
 
 SUPERVISIONS = ("neighbours", "classes")
@@ -95,19 +96,20 @@ class LearnedKind(CodedKind):
           targets_B: for each document one of its targets.
         """
 
-    def quantize(
-        self, embeddings_NxD: np.ndarray, seed: int, targets_NxP: np.ndarray | None = None
-    ) -> Quantized:
-        """See `CodedKind`.
+    def targets(self, documents: DocumentColumns) -> np.ndarray:
+        """Returns the targets of each document, of which each step draws one; int32 [N, P].
+
+        By default a document's only target is its row.
 
         Args:
-          embeddings_NxD: the embeddings.
-          seed: of the parameters, the codebooks and the order of the documents.
-          targets_NxP: P targets of each document, of which each step draws one; None: the row.
+          documents: the columns.
         """
-        points_NxD = _centred(np.asarray(embeddings_NxD, np.float32))
-        if targets_NxP is None:
-            targets_NxP = np.arange(len(points_NxD), dtype=np.int32)[:, None]
+        return np.arange(len(documents), dtype=np.int32)[:, None]
+
+    def quantize(self, documents: DocumentColumns, seed: int) -> Quantized:
+        """See `CodedKind`; the seed decides parameters, codebooks and the order of documents."""
+        targets_NxP = self.targets(documents)
+        points_NxD = _centred(np.asarray(documents.embeddings, np.float32))
         books, features_NxD, restarted = self._train(points_NxD, targets_NxP, seed)
         codes_NxL, vectors_LxKxD = residual_kmeans(
             features_NxD,
@@ -267,7 +269,7 @@ class IRGen(LearnedKind):
     have unit length, and the classifiers start at the directions of the classes' mean features.
 
     What the classes are depends on `supervision`:
-      "classes": each document's class is given to `build` as `classes`, as in IRGen.
+      "classes": the classes are the documents' column of that name, as in IRGen.
       "neighbours": every document is a class, and a document belongs, each step anew, to one drawn
         from itself and its nearest neighbours by embedding. Codes then say who is near whom. For at
         most `MOST_BY_NEIGHBOURS` documents.
@@ -295,13 +297,8 @@ class IRGen(LearnedKind):
         if self.neighbours < 1 or not self.temperature > 0:
             raise ValueError(f"{self}: expected neighbours >= 1 and temperature > 0")
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """See `dsi_jax.docids.table.DocidBuilder`."""
-        return frozenset({"embeddings"} | ({"classes"} if self.supervision == "classes" else set()))
-
     def check_count(self, num_documents: int) -> None:
-        """See `dsi_jax.docids.table.DocidBuilder`."""
+        """See `DocidBuilder`."""
         super().check_count(num_documents)
         if self.supervision == "neighbours" and num_documents > MOST_BY_NEIGHBOURS:
             raise ValueError(
@@ -310,34 +307,27 @@ class IRGen(LearnedKind):
                 "two classifiers; take supervision = 'classes', or the kind rqvae or rq"
             )
 
-    def quantize(
-        self, embeddings_NxD: np.ndarray, seed: int, classes: np.ndarray | None = None
-    ) -> Quantized:
-        """See `CodedKind`.
-
-        Args:
-          embeddings_NxD: the embeddings.
-          seed: see `LearnedKind`.
-          classes: integers [N], the documents' classes, where `supervision` is "classes".
+    def targets(self, documents: DocumentColumns) -> np.ndarray:
+        """See `LearnedKind`: the document and its nearest neighbours, or its class.
 
         Raises:
-          ValueError: if the classes are missing, or not one for each document.
+          ValueError: the classes are missing, or not one for each document.
         """
-        count = len(embeddings_NxD)
+        count = len(documents)
         if self.supervision == "neighbours":
             near_NxP = nearest_rows(
-                embeddings_NxD, np.arange(count), min(self.neighbours, count - 1)
+                documents.embeddings, np.arange(count), min(self.neighbours, count - 1)
             )
             targets_NxP = np.concatenate([np.arange(count)[:, None], near_NxP], axis=1)
         else:
-            if classes is None or np.shape(classes) != (count,):
-                found = "none" if classes is None else f"the shape {np.shape(classes)}"
+            classes = documents.classes
+            if classes.shape != (count,):
                 raise ValueError(
                     f"irgen docids by classes need one for each of the {count} documents, "
-                    f"found {found}"
+                    f"found the shape {classes.shape}"
                 )
             targets_NxP = np.unique(classes, return_inverse=True)[1].reshape(-1, 1)
-        return super().quantize(embeddings_NxD, seed, targets_NxP.astype(np.int32))
+        return targets_NxP.astype(np.int32)
 
     def params(self, points_NxD: jax.Array, targets_NxP: np.ndarray, key: jax.Array) -> Any:
         """See `LearnedKind`: a feature map and two classifiers."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from dsi_jax.docids.clustering.kmeans import kmeans, level_seed, residual_kmeans
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.kinds.quantized_base import CodedKind, Quantized
 
 
@@ -38,12 +39,13 @@ class ProductQuantized(_KMeansKind):
 
     kind: ClassVar[str] = "pq"
 
-    def quantize(self, embeddings_NxD: np.ndarray, seed: int) -> Quantized:
+    def quantize(self, documents: DocumentColumns, seed: int) -> Quantized:
         """See `CodedKind`.
 
         Raises:
           ValueError: if there are more levels than dimensions.
         """
+        embeddings_NxD = documents.embeddings
         count, dimension = embeddings_NxD.shape
         if dimension < self.levels:
             raise ValueError(
@@ -75,10 +77,10 @@ class ResidualQuantized(_KMeansKind):
 
     kind: ClassVar[str] = "rq"
 
-    def quantize(self, embeddings_NxD: np.ndarray, seed: int) -> Quantized:
+    def quantize(self, documents: DocumentColumns, seed: int) -> Quantized:
         """See `CodedKind`."""
         codes_NxL, books = residual_kmeans(
-            embeddings_NxD,
+            documents.embeddings,
             self.levels,
             self.codes,
             seed=seed,
@@ -86,4 +88,4 @@ class ResidualQuantized(_KMeansKind):
             most=self.most_a_code * self.codes,
             engine=self.resolved_engine(),
         )
-        return Quantized(codes_NxL, books, embeddings_NxD)
+        return Quantized(codes_NxL, books, documents.embeddings)

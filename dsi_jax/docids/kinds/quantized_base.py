@@ -6,13 +6,15 @@ stands for the vector ``books[l, code]``, and its codes together for the sum of 
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsi_jax.docids.builder import DocidBuilder
 from dsi_jax.docids.clustering.kmeans import ENGINES, default_engine
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.embedders.base import Embedder, check_embeddings
 from dsi_jax.docids.embedders.image import ImageEmbedder
 from dsi_jax.docids.embedders.precomputed import Precomputed
@@ -44,7 +46,7 @@ class Quantized(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class CodedKind(abc.ABC):
+class CodedKind(DocidBuilder):
     """A docid kind that quantizes embeddings; a kind defines `kind` and `quantize`.
 
     Attributes:
@@ -58,8 +60,8 @@ class CodedKind(abc.ABC):
         best keeps them, the others, in the order of their distances, take the nearest free code of
         the last level; where that level is full, the nearest of the level before that has room.
         "ties": they share a docid, and rank in a seeded random order where it is found.
-      embedder: makes the embeddings from the documents' texts or images; None where `build` is
-        given vectors from elsewhere. It is only recorded here: the caller embeds.
+      embedder: makes the embeddings from the documents' texts or images; None where the documents
+        come with vectors from elsewhere. It is only recorded here: the caller embeds.
       engine: who computes k-means: "numpy" or "jax"; None: NumPy on CPUs, JAX on accelerators. The
         table tells which.
     """
@@ -72,9 +74,6 @@ class CodedKind(abc.ABC):
         default_factory=TfidfSvd
     )
     engine: str | None = None
-
-    kind: ClassVar[str]
-    needs: ClassVar[frozenset[str]] = frozenset({"embeddings"})
 
     def __post_init__(self) -> None:
         if self.levels < 1 or self.codes < 2:
@@ -93,11 +92,16 @@ class CodedKind(abc.ABC):
         return self.engine or default_engine()
 
     @abc.abstractmethod
-    def quantize(self, embeddings_NxD: np.ndarray, seed: int, **needed: Any) -> Quantized:
-        """Gives each document its codes; equal arguments give equal codes."""
+    def quantize(self, documents: DocumentColumns, seed: int) -> Quantized:
+        """Gives each document its codes; equal arguments give equal codes.
+
+        Args:
+          documents: the columns; their embeddings have been checked.
+          seed: seed of every random choice.
+        """
 
     def check_count(self, num_documents: int) -> None:
-        """See `dsi_jax.docids.table.DocidBuilder`."""
+        """See `DocidBuilder`."""
         if self.collisions == "nearest" and self.codes**self.levels < num_documents:
             raise ValueError(
                 f"{self.levels} levels of {self.codes} codes give {self.codes**self.levels} "
@@ -105,29 +109,19 @@ class CodedKind(abc.ABC):
                 "makes room for all"
             )
 
-    def build(
-        self,
-        keys: Sequence[str],
-        corpus_hash: str,
-        embeddings: np.ndarray | None = None,
-        seed: int = 42,
-        **needed: Any,
-    ) -> DocidTable:
-        """See `dsi_jax.docids.table.DocidBuilder`; `needed` is handed to `quantize`.
+    def build(self, documents: DocumentColumns, seed: int = 42) -> DocidTable:
+        """See `DocidBuilder`.
 
         Raises:
           ValueError: if the embeddings are missing, not finite, or not one vector a document, or
             there are more documents than `check_count` lets pass.
         """
-        self.check_count(len(keys))
-        check_embeddings(self.kind, embeddings, len(keys))
-        quantized = self.quantize(embeddings, seed, **needed)
-        return self.table(quantized, keys, corpus_hash, seed)
+        self.check_count(len(documents))
+        check_embeddings(documents.embeddings, len(documents))
+        return self.table(self.quantize(documents, seed), documents, seed)
 
-    def table(
-        self, quantized: Quantized, keys: Sequence[str], corpus_hash: str, seed: int
-    ) -> DocidTable:
-        """The table of documents with these codes, by the rules of `vocabulary` and `collisions`.
+    def table(self, quantized: Quantized, documents: DocumentColumns, seed: int) -> DocidTable:
+        """Makes the table of documents with these codes, by `vocabulary` and `collisions`.
 
         Its parameters are the kind's, what the quantizer says of itself, the seed, and `collided`:
         how many there are beyond the first of each group of documents with the same codes.
@@ -153,10 +147,10 @@ class CodedKind(abc.ABC):
         return DocidTable.from_codes(
             codes_NxL,
             num_codes=num_codes,
-            keys=keys,
+            keys=documents.keys,
             kind=self.kind,
             parameters=parameters | dict(quantized.about) | {"seed": seed, "collided": collided},
-            corpus_hash=corpus_hash,
+            corpus_hash=documents.corpus_hash,
             tie_seed=seed if collided and self.collisions == "ties" else None,
         )
 

@@ -1,11 +1,12 @@
 """Random docids: the control that tells what the structure of other kinds is worth."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
+from dsi_jax.docids.builder import DocidBuilder
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.numbers import digits, num_digits
 from dsi_jax.docids.sorting import packed
 from dsi_jax.docids.table import DocidTable
@@ -14,7 +15,7 @@ _DENSE = 4  # with more codes than this a document, drawing again what collides 
 
 
 @dataclasses.dataclass(frozen=True)
-class Random:
+class Random(DocidBuilder):
     """Distinct codes drawn uniformly from all codes of one length; no end token.
 
     To compare with a structured table, give its length and number of codes a level.
@@ -28,39 +29,31 @@ class Random:
     clusters: int = 10
 
     kind: ClassVar[str] = "random"
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self):
         if self.clusters < 2 or (self.length is not None and self.length < 1):
             raise ValueError(f"{self}: expected clusters >= 2 and length >= 1")
 
-    def build(
-        self,
-        keys: Sequence[str],
-        corpus_hash: str,
-        embeddings: np.ndarray | None = None,
-        seed: int = 42,
-    ) -> DocidTable:
-        """See `dsi_jax.docids.table.DocidBuilder`.
+    def build(self, documents: DocumentColumns, seed: int = 42) -> DocidTable:
+        """See `DocidBuilder`.
 
         Raises:
           ValueError: if there are more documents than codes of this length.
         """
-        del embeddings
-        length = self.length or num_digits(len(keys), self.clusters)
-        if self.clusters**length < len(keys):
+        length = self.length or num_digits(len(documents), self.clusters)
+        if self.clusters**length < len(documents):
             raise ValueError(
                 f"{length} levels of {self.clusters} codes give {self.clusters**length} docids, "
-                f"the corpus has {len(keys)} documents"
+                f"the corpus has {len(documents)} documents"
             )
         rng = np.random.default_rng(seed)
         return DocidTable.from_codes(
-            _distinct_codes(rng, len(keys), length, self.clusters),
+            _distinct_codes(rng, len(documents), length, self.clusters),
             num_codes=self.clusters,
-            keys=keys,
+            keys=documents.keys,
             kind=self.kind,
             parameters={"length": length, "clusters": self.clusters, "seed": seed},
-            corpus_hash=corpus_hash,
+            corpus_hash=documents.corpus_hash,
         )
 
 

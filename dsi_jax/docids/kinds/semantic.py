@@ -1,24 +1,28 @@
 """Semantic docids: similar documents share a prefix, by recursive k-means."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from dsi_jax.docids import spelling
+from dsi_jax.docids.builder import DocidBuilder
 from dsi_jax.docids.clustering.kmeans import kmeans
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.embedders.base import Embedder, check_embeddings
 from dsi_jax.docids.embedders.image import ImageEmbedder
 from dsi_jax.docids.embedders.precomputed import Precomputed
 from dsi_jax.docids.embedders.text import TfidfSvd
 from dsi_jax.docids.numbers import digits, num_digits
-from dsi_jax.docids.table import DocidTable
+from dsi_jax.docids.table import FIRST_CODE, DocidTable
+from dsi_jax.inputs.tokenizer import Tokenizer
 
 _ITERATIONS = 50  # at most; k-means stops earlier once they hardly change the clusters
 
 
 @dataclasses.dataclass(frozen=True)
-class Semantic:
+class Semantic(DocidBuilder):
     """Semantically structured identifiers (DSI, Tay et al. 2022, section 3.2).
 
     The documents are split into `clusters` by k-means, each cluster of more than `leaf_size` again,
@@ -36,8 +40,8 @@ class Semantic:
     Attributes:
       clusters: k, the clusters of a node, and the base of the digits; at least 2.
       leaf_size: c, clusters of at most so many documents are not split.
-      embedder: makes the embeddings from the documents' texts or images; None where `build` is
-        given vectors from elsewhere. It is only recorded here: the caller embeds.
+      embedder: makes the embeddings from the documents' texts or images; None where the documents
+        come with vectors from elsewhere. It is only recorded here: the caller embeds.
       n_init: k-means runs a split, of which the best is kept.
       max_levels: the deepest node that may be split; bounds the length of docids.
       most_a_cluster: a node of more than so many documents times `clusters` learns its clusters
@@ -54,7 +58,6 @@ class Semantic:
     most_a_cluster: int = 25_000
 
     kind: ClassVar[str] = "semantic"
-    needs: ClassVar[frozenset[str]] = frozenset({"embeddings"})
 
     def __post_init__(self):
         if (
@@ -67,26 +70,20 @@ class Semantic:
                 "most_a_cluster >= 1"
             )
 
-    def build(
-        self,
-        keys: Sequence[str],
-        corpus_hash: str,
-        embeddings: np.ndarray | None = None,
-        seed: int = 42,
-    ) -> DocidTable:
-        """See `dsi_jax.docids.table.DocidBuilder`.
+    def build(self, documents: DocumentColumns, seed: int = 42) -> DocidTable:
+        """See `DocidBuilder`.
 
         Raises:
           ValueError: if the embeddings are missing, not finite, or not one vector a document.
         """
-        check_embeddings(self.kind, embeddings, len(keys))
-        codes_NxL, lengths_N = self._codes(embeddings, seed)
+        check_embeddings(documents.embeddings, len(documents))
+        codes_NxL, lengths_N = self._codes(documents.embeddings, seed)
         embedder = None if self.embedder is None else self.embedder.describe()
         return DocidTable.from_codes(
             codes_NxL,
             lengths_N,
             num_codes=self.clusters,
-            keys=keys,
+            keys=documents.keys,
             kind=self.kind,
             parameters={
                 "clusters": self.clusters,
@@ -98,8 +95,15 @@ class Semantic:
                 "engine": "numpy",
                 "seed": seed,
             },
-            corpus_hash=corpus_hash,
+            corpus_hash=documents.corpus_hash,
         )
+
+    @classmethod
+    def text_tokens(cls, table: DocidTable, tokenizer: Tokenizer) -> np.ndarray:
+        """See `DocidBuilder`: a digit starts from the text's digit, where that is one token."""
+        tokens_V = super().text_tokens(table, tokenizer)
+        tokens_V[FIRST_CODE:] = spelling.digit_tokens(tokenizer, table.vocab_size - FIRST_CODE)
+        return tokens_V
 
     def leaves(
         self, embeddings_NxD: np.ndarray, rng: np.random.Generator

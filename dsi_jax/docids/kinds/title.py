@@ -6,6 +6,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dsi_jax.docids import spelling
+from dsi_jax.docids.builder import DocidBuilder
+from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.table import END_TOKEN, PAD_TOKEN, DocidTable
 from dsi_jax.inputs.tokenizer import Tokenizer, bare_ids
 
@@ -13,7 +16,7 @@ _WORDS = 8  # of the text, in place of a title
 
 
 @dataclasses.dataclass(frozen=True)
-class Title:
+class Title(DocidBuilder):
     """A title's text tokens (GENRE, De Cao et al. 2021, section 3), at most `max_tokens` of them.
 
     A document without title is spelled by the first eight words of its text. Documents whose
@@ -31,52 +34,54 @@ class Title:
     max_tokens: int = 32
 
     kind: ClassVar[str] = "title"
-    needs: ClassVar[frozenset[str]] = frozenset({"titles", "texts", "tokenizer"})
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens is {self.max_tokens}; expected at least 1")
 
-    def build(
-        self,
-        keys: Sequence[str],
-        corpus_hash: str,
-        embeddings: np.ndarray | None = None,
-        seed: int = 42,
-        *,
-        titles: Sequence[str],
-        texts: Sequence[str],
-        tokenizer: Tokenizer,
-    ) -> DocidTable:
-        """See `dsi_jax.docids.table.DocidBuilder`; nothing is random here.
-
-        Args:
-          keys: the documents' names.
-          corpus_hash: the corpus's content hash.
-          embeddings: not used.
-          seed: not used.
-          titles: N titles, "" where there is none.
-          texts: N texts.
-          tokenizer: of the text.
+    def build(self, documents: DocumentColumns, seed: int = 42) -> DocidTable:
+        """See `DocidBuilder`; nothing is random here.
 
         Raises:
           ValueError: if a document's words give no token, or there is no room to tell documents
             of one title apart.
         """
-        del embeddings, seed
+        del seed
+        tokenizer = documents.tokenizer
         words = [
             title if title.strip() else " ".join(text.split()[:_WORDS])
-            for title, text in zip(titles, texts, strict=True)
+            for title, text in zip(documents.titles, documents.texts, strict=True)
         ]
         spelled = self._spell(words, tokenizer)
         empty = next((row for row, docid in enumerate(spelled) if not docid), None)
         if empty is not None:
             raise ValueError(
-                f"document {empty} (key {keys[empty]!r}) has no token to be spelled with: its "
-                f"words are {words[empty]!r}"
+                f"document {empty} (key {documents.keys[empty]!r}) has no token to be spelled "
+                f"with: its words are {words[empty]!r}"
             )
         unique, renamed = self._tell_apart(spelled, tokenizer)
-        return _table(unique, keys, corpus_hash, self, tokenizer, renamed)
+        return _table(unique, documents, self, renamed)
+
+    def check_text_space(self, tokenizer: Tokenizer) -> None:
+        """See `DocidBuilder`; titles are text already."""
+        spelling.check_ends(tokenizer)
+
+    @classmethod
+    def spell(cls, table: DocidTable, tokenizer: Tokenizer, vocab_size: int) -> spelling.Spelled:
+        """See `DocidBuilder`: the tokens that the docids stand for."""
+        spelling.check_ends(tokenizer)
+        tokens_NxL = cls.text_tokens(table, tokenizer)[table.tokens]
+        return spelling.Spelled(tokens_NxL, vocab_size, table.variable_length)
+
+    @classmethod
+    def text_tokens(cls, table: DocidTable, tokenizer: Tokenizer) -> np.ndarray:
+        """See `DocidBuilder`: the text token that each token stands for."""
+        if table.parameters["tokenizer"] != tokenizer.hash:
+            raise ValueError(
+                f"the title docids were spelled by the tokenizer "
+                f"{table.parameters['tokenizer'][:16]}; this one is {tokenizer.hash[:16]}"
+            )
+        return np.array([PAD_TOKEN, END_TOKEN, *table.parameters["pieces"]], np.int64)
 
     def _spell(self, words: Sequence[str], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
         return [tuple(ids.tolist()) for ids in bare_ids(tokenizer, words, self.max_tokens)]
@@ -115,26 +120,10 @@ class Title:
         return docid[: self.max_tokens - len(suffix)] + suffix
 
 
-def text_tokens(table: DocidTable, tokenizer: Tokenizer) -> np.ndarray:
-    """The text token that each token of a title table stands for, pad and end T5's; int64 [V].
-
-    Raises:
-      ValueError: if the table was spelled by another tokenizer.
-    """
-    if table.parameters["tokenizer"] != tokenizer.hash:
-        raise ValueError(
-            f"the title docids were spelled by the tokenizer {table.parameters['tokenizer'][:16]}; "
-            f"this one is {tokenizer.hash[:16]}"
-        )
-    return np.array([PAD_TOKEN, END_TOKEN, *table.parameters["pieces"]], np.int64)
-
-
 def _table(
     docids: list[tuple[int, ...]],
-    keys: Sequence[str],
-    corpus_hash: str,
+    documents: DocumentColumns,
     kind: Title,
-    tokenizer: Tokenizer,
     renamed: int,
 ) -> DocidTable:
     lengths_N = np.array([len(docid) for docid in docids])
@@ -143,7 +132,7 @@ def _table(
     codes_NxL = np.zeros((len(docids), lengths_N.max()), np.int32)
     codes_NxL[np.arange(codes_NxL.shape[1]) < lengths_N[:, None]] = codes
     parameters: dict[str, Any] = dataclasses.asdict(kind) | {
-        "tokenizer": tokenizer.hash,
+        "tokenizer": documents.tokenizer.hash,
         "pieces": pieces.tolist(),
         "collided": renamed,
     }
@@ -151,8 +140,8 @@ def _table(
         codes_NxL,
         lengths_N,
         num_codes=len(pieces),
-        keys=keys,
+        keys=documents.keys,
         kind=kind.kind,
         parameters=parameters,
-        corpus_hash=corpus_hash,
+        corpus_hash=documents.corpus_hash,
     )

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from dsi_jax.data.batches import collate, indexing_strategies, pipeline
@@ -21,6 +20,7 @@ from dsi_jax.docids.table import DocidTable
 from dsi_jax.inputs.streams import IMAGE, TEXT
 from dsi_jax.inputs.tokenizer import ByteTokenizer, Tokenizer
 from dsi_jax.jobs.precompile import report, topologies
+from dsi_jax.jobs.precompile.synthetic_columns import SyntheticColumns
 from dsi_jax.methods.base import Collection
 from dsi_jax.models.dsi import TEXT_SPACE
 from dsi_jax.models.encoders.config import TowersConfig
@@ -37,7 +37,6 @@ from dsi_jax.utils import atomic_files, checks
 logger = logging.getLogger(__name__)
 
 _NO_QUERY = ("decoder", "row", "is_indexing")  # of a batch, what a search does not read
-_STAND_IN_WIDTH = 16  # of the random vectors that docids are made of where there is no corpus
 
 
 def precompile(
@@ -137,17 +136,8 @@ def _table(config: TrainConfig, num_documents: int | None) -> DocidTable:
             "NUM_DOCUMENTS is given and DOCIDS is not: pass a file of docids/, for example "
             "--gin_file=docids/atomic.gin"
         )
-    rng = np.random.default_rng(data.seed)
-    keys = [str(row) for row in range(num_documents)]
-    synthetic = {
-        "embeddings": lambda: rng.normal(size=(num_documents, _STAND_IN_WIDTH)).astype(np.float32),
-        "titles": lambda: keys,
-        "texts": lambda: keys,
-        "tokenizer": ByteTokenizer,
-        "classes": lambda: np.arange(num_documents) % _STAND_IN_WIDTH,
-    }
-    needed = {name: synthetic[name]() for name in builder.needs}
-    return builder.build(keys, "made up", seed=data.seed, **needed)
+    documents = SyntheticColumns(num_documents, _tokenizer(config) or ByteTokenizer(), data.seed)
+    return builder.build(documents, data.seed)
 
 
 def _inputs(config: TrainConfig, table: DocidTable, mesh: Mesh) -> _Inputs:
