@@ -6,60 +6,21 @@ memory by training, decoding and search. Tokens: 0 is padding, 1 ends a docid, c
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 
+from dsi_jax.docids import table_files
 from dsi_jax.docids.sorting import lexicographic_order, packed
-from dsi_jax.storage.string_columns import open_columns, string_arrays, write_columns
-from dsi_jax.utils import atomic_files
 
 PAD_TOKEN = 0
 END_TOKEN = 1
 FIRST_CODE = 2
 
-_FORMAT_VERSION = 1
-_METADATA, _TOKENS, _KEYS = "metadata.json", "tokens.npy", "keys.arrow"
 _CHUNK_ROWS = 1 << 20  # rows handled at a time: bounds the memory that a mapped table needs
-
-
-class DocidBuilder(Protocol):
-    """A docid kind: what gin's DOCIDS names.
-
-    Attributes:
-      kind: the kind's name, stored in the table.
-      needs: what `build` is to be given besides: "embeddings", and, as keyword arguments of these
-        names, "titles" and "texts" (N strings each), "tokenizer" and "classes" (N integers).
-
-    A kind that cannot take any number of documents has a method ``check_count(num_documents)``,
-    which raises a ValueError; it is asked before anything that the kind needs is made.
-    """
-
-    kind: ClassVar[str]
-    needs: ClassVar[frozenset[str]]
-
-    def build(
-        self,
-        keys: Sequence[str],
-        corpus_hash: str,
-        embeddings: np.ndarray | None = None,
-        seed: int = 42,
-        **needed: Any,
-    ) -> "DocidTable":
-        """Builds the table of a corpus.
-
-        Args:
-          keys: the documents' names, in corpus order; N of them.
-          corpus_hash: the corpus's content hash, carried by the table.
-          embeddings: float32 [N, D], for kinds that need them.
-          seed: of every random choice; equal arguments give equal tables.
-          needed: what else the kind needs, by name.
-        """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,26 +105,9 @@ class DocidTable:
         """
         _check_shape("docid codes", codes_NxL)
         num_documents, length = codes_NxL.shape
-        variable, used_NxL = False, True
-        if lengths_N is not None:
-            if lengths_N.shape != (num_documents,):
-                raise ValueError(
-                    f"lengths of docids have the shape {lengths_N.shape}, expected "
-                    f"({num_documents},)"
-                )
-            shortest, longest = lengths_N.min(), lengths_N.max()
-            if shortest < 1 or longest > length:
-                raise ValueError(
-                    f"lengths of docids range from {shortest} to {longest}, expected 1 to {length}"
-                )
-            variable = bool(shortest < length)
-        if variable:
-            used_NxL = np.arange(length) < lengths_N[:, None]
-        first = codes_NxL[0, 0]  # is used: each docid has a code
-        low = codes_NxL.min(where=used_NxL, initial=first)
-        high = codes_NxL.max(where=used_NxL, initial=first)
-        if low < 0 or high >= num_codes:
-            raise ValueError(f"codes range from {low} to {high}, expected 0 to {num_codes - 1}")
+        variable = lengths_N is not None and _lengths_differ(lengths_N, num_documents, length)
+        used_NxL = np.arange(length) < lengths_N[:, None] if variable else True
+        _check_codes(codes_NxL, used_NxL, num_codes)
         vocab_size = num_codes + FIRST_CODE
         tokens = np.zeros((num_documents, length + variable), token_dtype(vocab_size))
         tokens[:, :length] = codes_NxL  # fits where it is used: codes are smaller than tokens
@@ -312,7 +256,7 @@ class DocidTable:
         """
         directory = Path(directory)
         if directory.exists() and any(directory.iterdir()):
-            existing = DocidTable.load(directory).hash if (directory / _METADATA).exists() else None
+            existing = table_files.stored_hash(directory)
             if existing == self.hash:
                 return
             if existing is None or not overwrite:
@@ -320,11 +264,8 @@ class DocidTable:
                 raise FileExistsError(
                     f"{directory} already holds {other}; table {self.hash} was not written"
                 )
-        with atomic_files.replacing_directory(directory, overwrite=overwrite) as new:
-            np.save(new / _TOKENS, self.tokens)
-            write_columns(new / _KEYS, {"key": self.keys})
-            metadata = self._identity() | {"level_sizes": self.level_sizes, "hash": self.hash}
-            atomic_files.write_json(new / _METADATA, metadata, indent=1)
+        metadata = self._identity() | {"level_sizes": self.level_sizes, "hash": self.hash}
+        table_files.write(directory, self.tokens, self.keys, metadata, overwrite=overwrite)
 
     @classmethod
     def load(cls, directory: str | os.PathLike) -> "DocidTable":
@@ -336,23 +277,7 @@ class DocidTable:
           FileNotFoundError: if there is no table, or a file of it is missing.
           ValueError: if a file is damaged or of another format.
         """
-        directory = Path(directory)
-        metadata = _read_metadata(directory / _METADATA)
-        try:
-            tokens = np.asarray(np.load(directory / _TOKENS, mmap_mode="r", allow_pickle=False))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{directory / _TOKENS} does not exist") from None
-        except (ValueError, EOFError) as error:
-            raise ValueError(
-                f"{directory / _TOKENS} is not a complete .npy file: {error}"
-            ) from error
-        (keys,) = open_columns(directory / _KEYS, ["key"])
-        found = {"shape": list(tokens.shape), "dtype": tokens.dtype.name}
-        expected = {name: metadata[name] for name in found}
-        if found != expected:
-            raise ValueError(f"{directory / _TOKENS} holds {found}, its metadata says {expected}")
-        if len(keys) != len(tokens):
-            raise ValueError(f"{directory / _KEYS} holds {len(keys)} keys for {len(tokens)} docids")
+        tokens, keys, metadata = table_files.open_files(Path(directory))
         table = cls(
             tokens=tokens,
             keys=keys,
@@ -387,11 +312,7 @@ class DocidTable:
 
     def _identity(self) -> dict[str, Any]:
         """All of the table but its arrays, as plain JSON."""
-        # Tables without ties do not speak of them: they keep the hash they always had.
-        ties = {} if self.tie_seed is None else {"tie_seed": self.tie_seed}
-        return ties | {
-            "format": "dsi_jax docid table",
-            "format_version": _FORMAT_VERSION,
+        fields = {
             "kind": self.kind,
             "parameters": self.parameters,
             "shape": list(self.tokens.shape),
@@ -400,20 +321,12 @@ class DocidTable:
             "variable_length": self.variable_length,
             "corpus_hash": self.corpus_hash,
         }
+        # Tables without ties do not speak of them: they keep the hash they always had.
+        ties = {} if self.tie_seed is None else {"tie_seed": self.tie_seed}
+        return table_files.with_format(fields | ties)
 
     def _content_hash(self) -> str:
-        tokens, lengths, strings = (hashlib.sha256() for _ in range(3))
-        for chunk in self._chunks():
-            tokens.update(np.ascontiguousarray(chunk, chunk.dtype.newbyteorder("<")))
-        # Lengths and bytes apart: the hash depends neither on Arrow's chunks nor on a separator.
-        for array in string_arrays("key", self.keys):
-            offsets = np.frombuffer(array.buffers()[1], np.int64)
-            offsets = offsets[array.offset : array.offset + len(array) + 1]
-            lengths.update(np.diff(offsets).astype("<i8"))
-            strings.update(memoryview(array.buffers()[2] or b"")[offsets[0] : offsets[-1]])
-        identity = json.dumps(self._identity(), sort_keys=True, separators=(",", ":"))
-        parts = (identity, tokens.hexdigest(), lengths.hexdigest(), strings.hexdigest())
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return table_files.content_hash(self._identity(), self._chunks(), self.keys)
 
 
 def _check_shape(what: str, array_NxL: np.ndarray) -> None:
@@ -424,26 +337,27 @@ def _check_shape(what: str, array_NxL: np.ndarray) -> None:
         )
 
 
+def _lengths_differ(lengths_N: np.ndarray, num_documents: int, longest: int) -> bool:
+    """Whether a docid is shorter than `longest`; checks that the lengths are possible."""
+    if lengths_N.shape != (num_documents,):
+        raise ValueError(
+            f"lengths of docids have the shape {lengths_N.shape}, expected ({num_documents},)"
+        )
+    low, high = lengths_N.min(), lengths_N.max()
+    if low < 1 or high > longest:
+        raise ValueError(f"lengths of docids range from {low} to {high}, expected 1 to {longest}")
+    return bool(low < longest)
+
+
+def _check_codes(codes_NxL: np.ndarray, used_NxL: np.ndarray | bool, num_codes: int) -> None:
+    """Checks that the codes that are used are in the alphabet."""
+    first = codes_NxL[0, 0]  # is used: each docid has a code
+    low = codes_NxL.min(where=used_NxL, initial=first)
+    high = codes_NxL.max(where=used_NxL, initial=first)
+    if low < 0 or high >= num_codes:
+        raise ValueError(f"codes range from {low} to {high}, expected 0 to {num_codes - 1}")
+
+
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest unsigned type that holds every token of a vocabulary."""
     return np.min_scalar_type(vocab_size - 1)
-
-
-def _read_metadata(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no docid table in {path.parent}: {path.name} is missing")
-    try:
-        metadata = json.loads(path.read_text("utf-8"))
-    except ValueError as error:  # bad JSON, bad UTF-8
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(metadata, dict) or metadata.get("format") != "dsi_jax docid table":
-        raise ValueError(f"{path} does not describe a docid table of dsi_jax")
-    version = metadata.get("format_version")
-    if version != _FORMAT_VERSION:
-        raise ValueError(f"{path} has the format version {version}, expected {_FORMAT_VERSION}")
-    fields = ("kind", "parameters", "shape", "dtype", "vocab_size", "variable_length")
-    fields += ("corpus_hash", "level_sizes", "hash")
-    missing = [field for field in fields if field not in metadata]
-    if missing:
-        raise ValueError(f"{path} lacks {missing}")
-    return metadata
