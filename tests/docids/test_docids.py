@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dsi_jax.docids import table as table_module
+from dsi_jax.docids import table_files
 from dsi_jax.docids.document_columns import DocumentColumns
 from dsi_jax.docids.embedders.text import EncoderMeanPool, TfidfSvd
 from dsi_jax.docids.health.report import health, report
@@ -492,7 +493,7 @@ def test_loading_maps_the_files_and_reads_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise AssertionError("the table was read")
 
-    monkeypatch.setattr(table_module, "string_arrays", fail)
+    monkeypatch.setattr(table_files, "string_arrays", fail)
     monkeypatch.setattr(DocidTable, "_chunks", fail)
     allocated = pa.total_allocated_bytes()
     table = DocidTable.load(tmp_path / "table")
