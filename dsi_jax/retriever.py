@@ -31,9 +31,9 @@ from dsi_jax.models.dsi import DSIModel
 from dsi_jax.ranking import docid_ranker
 from dsi_jax.ranking.allow_lists import AllowLists, Listed, Lists, rows_of
 from dsi_jax.ranking.hits import Hit
-from dsi_jax.storage import model_dir as model_dir_lib
 from dsi_jax.storage.documents import Documents, FullTexts
 from dsi_jax.storage.embeddings import EmbeddingStore
+from dsi_jax.storage.model_dir import ModelDir, model_directory, step_of
 from dsi_jax.training import checkpoints
 
 _BATCH_SIZES = (1, 8, 64)  # one compiled program each
@@ -105,17 +105,15 @@ class Retriever:
           ValueError: no whole checkpoint, or nowhere the docid table that it was trained with
             (the places that were searched, and what lies there).
         """
-        model_dir = model_dir_lib.model_directory(model_dir)
+        files = ModelDir(model_directory(model_dir))
         directory = (
-            checkpoints.latest_checkpoint(model_dir)
-            if step is None
-            else model_dir / f"checkpoint_{step}"
+            checkpoints.latest_checkpoint(files.path) if step is None else files.checkpoint(step)
         )
         metadata = checkpoints.load_metadata(directory)
-        table = _load_table(model_dir, metadata, docid_table)
+        table = _load_table(files, metadata, docid_table)
         documents = texts = None
-        if (model_dir / "documents.arrow").exists():
-            documents = Documents.open(model_dir / "documents.arrow")
+        if files.documents.exists():
+            documents = Documents.open(files.documents)
             texts = FullTexts(documents.titles, documents.texts)
         method = method_of(metadata)
         return cls(
@@ -129,13 +127,13 @@ class Retriever:
                 lengths=metadata["task_feature_lengths"],
                 image_size=metadata.get("image_size"),
                 image_canvas=metadata.get("image_canvas"),
-                store=EmbeddingStore(model_dir / "embeddings", checkpoints.fingerprint(directory)),
+                store=EmbeddingStore(files.embeddings, checkpoints.fingerprint(directory)),
             ),
             documents=documents,
             beam_size=beam_size,
             constraint=constraint,
             decoding=decoding,
-            step=int(directory.name.rpartition("_")[2]),
+            step=step_of(directory.name),
             metadata=metadata,
         )
 
@@ -270,15 +268,12 @@ class Retriever:
 
 
 def _load_table(
-    model_dir: Path, metadata: Mapping[str, Any], docid_table: str | Path | None
+    files: ModelDir, metadata: Mapping[str, Any], docid_table: str | Path | None
 ) -> DocidTable:
     """The first table among the places where it may lie that the checkpoint was trained with."""
     wanted = metadata["docid_table_hash"]
-    places = [docid_table, model_dir / "docids", model_dir / "docids_text", metadata["docid_table"]]
     found = []
-    for place in places:
-        if place is None:
-            continue
+    for place in files.docid_tables(docid_table, metadata["docid_table"]):
         try:
             table = DocidTable.load(place)
         except (OSError, ValueError) as error:
@@ -288,6 +283,6 @@ def _load_table(
             return table
         found.append(f"{place} has {table.hash[:16]}")
     raise ValueError(
-        f"the checkpoint in {model_dir} was trained with the docid table {wanted[:16]}; "
+        f"the checkpoint in {files.path} was trained with the docid table {wanted[:16]}; "
         + "; ".join(found)
     )

@@ -32,6 +32,7 @@ from dsi_jax.evaluation.predictor import Predictor
 from dsi_jax.inputs.streams import IMAGE
 from dsi_jax.methods.base import Collection, Method, RankingOptions
 from dsi_jax.ranking.hits import Hit
+from dsi_jax.storage.model_dir import ModelDir
 from dsi_jax.training import partitioning
 from dsi_jax.utils import atomic_files
 
@@ -82,7 +83,7 @@ class RunEvaluator:
     ) -> None:
         self._evaluation = evaluation
         self._ranking = None if evaluation is None else evaluation.ranking(method)
-        self._directory, self._assets, self._write = directory, assets, write
+        self._files, self._assets, self._write = ModelDir(directory), assets, write
         self._method, self._model, self._collection = method, model, collection
         self._mesh: Mesh | None = None
         self._rules = partitioning.LOGICAL_AXIS_RULES
@@ -159,12 +160,12 @@ class RunEvaluator:
             return
         lines, summary = self._summary(reported, figures, free, step, train_seconds, beside or {})
         if sheet:
-            contact_sheet.write(self._directory / "contact_sheet.png", sheet)
-            lines += ["", f"contact sheet: {self._directory / 'contact_sheet.png'}"]
+            contact_sheet.write(self._files.contact_sheet, sheet)
+            lines += ["", f"contact sheet: {self._files.contact_sheet}"]
         text = "\n".join([*lines, "", "example searches:", tables.examples(searches)])
-        atomic_files.write_text(self._directory / "report.txt", text + "\n")
+        atomic_files.write_text(self._files.report_text, text + "\n")
         # Written last: a baseline that has one is finished.
-        atomic_files.write_json(self._directory / "report.json", summary, indent=2)
+        atomic_files.write_json(self._files.report, summary, indent=2)
         logger.info("\n%s", text)
 
     # ---- what is evaluated
@@ -220,7 +221,7 @@ class RunEvaluator:
         self, targets: list[Target], ranking: RankingOptions, params: Any, step: int
     ) -> dict[str, Figures]:
         asked = ranking == self._ranking
-        output = self._directory / ("inference_eval" if asked else "inference_eval_free")
+        output = self._files.inference_eval if asked else self._files.inference_eval_free
         figures = {}
         for target in targets:
             key = (target, ranking)
@@ -317,7 +318,7 @@ class RunEvaluator:
                 lines.append(f"{name}: invalid docids, unconstrained: {rate}")
         summary["while_training"] = {}
         for target in self._targets_while_training():
-            past = history(self._directory / "inference_eval", target.name, step)
+            past = history(self._files.inference_eval, target.name, step)
             if not past:
                 continue
             summary["while_training"][target.name] = told = {"last": past[-1]}

@@ -8,13 +8,10 @@ from dsi_jax.docids.health import plots, report
 from dsi_jax.prepare import docid_table as docid_table_lib
 from dsi_jax.prepare.assets import prepare
 from dsi_jax.prepare.data_config import DataConfig, check_data_config
-from dsi_jax.storage import model_dir as model_dir_lib
+from dsi_jax.storage.model_dir import ModelDir, model_directory
 from dsi_jax.utils import checks
 
 logger = logging.getLogger(__name__)
-
-
-PLOT = "docids_report.png"  # in MODEL_DIR: the health of the docid table
 
 
 def build_docids(
@@ -35,7 +32,7 @@ def build_docids(
         return
     logger.info("docid table: %s", assets.table_path)
     if plots.available():
-        path = model_dir_lib.model_directory(model_dir) / PLOT
+        path = ModelDir(model_directory(model_dir)).docids_plot
         plots.plot_report(assets.table, path, oracle)
         logger.info("plot: %s", path)
     else:

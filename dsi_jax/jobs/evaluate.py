@@ -19,7 +19,7 @@ from dsi_jax.evaluation.predictor import Predictor
 from dsi_jax.prepare import assets
 from dsi_jax.prepare.data_config import DataConfig
 from dsi_jax.retriever import Retriever
-from dsi_jax.storage import model_dir as model_dir_lib
+from dsi_jax.storage.model_dir import ModelDir, model_directory
 from dsi_jax.training.checkpoints import check_writable
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def evaluate(
     if mixture_or_task_name is None:
         raise ValueError("CORPUS is None, so MIXTURE_OR_TASK_NAME must be given")
     targets = _targets(mixture_or_task_name, split, evaluation.num_queries)
-    output = Path(output_dir) if output_dir else model_dir_lib.model_directory(model_dir) / "eval"
+    output = Path(output_dir) if output_dir else ModelDir(model_directory(model_dir)).eval
     if dry_run:
         logger.info("would evaluate %s", ", ".join(target.name for target in targets))
         return

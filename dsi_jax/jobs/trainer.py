@@ -29,6 +29,7 @@ from dsi_jax.methods.dsi import DSI
 from dsi_jax.prepare import preflight, warm_start
 from dsi_jax.prepare.run import Run, set_up
 from dsi_jax.prepare.train_config import TrainConfig
+from dsi_jax.storage.model_dir import ModelDir
 from dsi_jax.training import checkpoints, partitioning
 from dsi_jax.training import state as state_lib
 from dsi_jax.utils import atomic_files
@@ -105,8 +106,8 @@ def _train(run: Run, config_text: str, stop: _Stop | None = None) -> int:
         stack.enter_context(contextlib.closing(checkpointer))
         state, seconds = _first_state(run, checkpointer)
         if jax.process_index() == 0:  # now that MODEL_DIR is known to be of this run
-            atomic_files.write_text(run.directory / "config.gin", config_text)
-            atomic_files.write_text(run.directory / "model-info.txt", run.program.model_info())
+            atomic_files.write_text(ModelDir(run.directory).config, config_text)
+            atomic_files.write_text(ModelDir(run.directory).model_info, run.program.model_info())
         stop = stop or stack.enter_context(_sigterm())
         evaluations = run.evaluations.on(run.program.mesh, run.program.rules, stop.agree)
         state, step, seconds = _loop(run, state, checkpointer, evaluations, stop, seconds)
@@ -141,7 +142,7 @@ def _baseline(run: Run, config_text: str, stop: _Stop) -> dict[str, run_evaluato
     found = {}
     if config.clip_checkpoint is not None:
         found[f"{title}, zero-shot"] = run_evaluator.BaselineResult(_zero_shot(config, stop), 0.0)
-    report = Path(config.model_dir) / "report.json"
+    report = ModelDir(Path(config.model_dir)).report
     if partitioning.lead_says(not report.exists()):  # others may not see the lead's files
         logger.info("\nbaseline: %s, in %s", title, config.model_dir)
         baseline = set_up(config, write=True)
@@ -160,7 +161,7 @@ def _baseline_config(run: Run) -> TrainConfig:
     pairs = assets.tasks and assets.tasks.pairs
     return dataclasses.replace(
         config,
-        model_dir=str(run.directory / "baseline"),
+        model_dir=str(ModelDir(run.directory).baseline.path),
         data=dataclasses.replace(
             config.data,
             docid_table=str(assets.table_path),
@@ -185,7 +186,7 @@ def _zero_shot(config: TrainConfig, stop: _Stop) -> dict[str, run_evaluator.Figu
     Raises:
       evaluator.Interrupted: SIGTERM came.
     """
-    directory = Path(config.model_dir) / "zero_shot"
+    directory = ModelDir(Path(config.model_dir)).zero_shot.path
     run = set_up(dataclasses.replace(config, model_dir=str(directory)), write=True)
     program = run.program
     params = program.init(config.random_seed).params
@@ -263,7 +264,7 @@ def _loop(
     step = int(state.step)
     metadata = _metadata(run)
     progress = Progress(
-        run.directory / "train",
+        ModelDir(run.directory).train,
         first_step=step,
         last_step=run.train_steps,
         period=run.periods.log,

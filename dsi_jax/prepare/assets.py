@@ -32,11 +32,10 @@ from dsi_jax.prepare import tokenizer as tokenizers
 from dsi_jax.prepare.data_config import DataConfig
 from dsi_jax.storage import documents as documents_lib
 from dsi_jax.storage import model_dir as model_dir_lib
+from dsi_jax.storage.model_dir import ModelDir
 from dsi_jax.training import checkpoints
 
 logger = logging.getLogger(__name__)
-
-TEXT_TABLE = "docids_text"  # in MODEL_DIR: the docids in text tokens
 
 
 def prepare(
@@ -67,7 +66,7 @@ def prepare(
         found = _prepare(data, model_dir, write, check)
         if text_vocab_size is None or data.space != TEXT_SPACE:
             return found
-        path = model_dir / TEXT_TABLE
+        path = ModelDir(model_dir).text_docids
         vocab_size = text_vocab_size(found.tokenizer)
         table = docid_table_lib.in_text_space(
             found.table, found.tokenizer, vocab_size, path, write=write
@@ -119,7 +118,7 @@ def _prepare(
             seed=data.seed,
             path=path if write else None,
         )
-    store = model_dir / "documents.arrow"
+    store = ModelDir(model_dir).documents
     if write and not store.exists():
         documents_lib.write_documents(store, corpus.keys, corpus.titles, corpus.texts)
     return RunAssets(
@@ -176,7 +175,7 @@ def table_path(data: DataConfig, model_dir: Path) -> Path:
     """Where the run's docid table lies."""
     if data.docid_table is not None:
         return Path(data.docid_table).expanduser()
-    return model_dir / "docids"
+    return ModelDir(model_dir).docids
 
 
 def _prepare_external(

@@ -18,6 +18,7 @@ from dsi_jax.models.encoders.config import TowersConfig
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.prepare import warm_start
 from dsi_jax.prepare.train_config import TrainConfig
+from dsi_jax.storage.model_dir import ModelDir
 from dsi_jax.training import checkpoints
 from dsi_jax.training import state as state_lib
 
@@ -86,16 +87,11 @@ def _origin(
     """Of a run with borrowed weights: the T5 in MODEL_DIR if it has begun, else the checkpoint."""
     if config.initial_checkpoint_path is None:
         return None, None
-    for path in sorted(directory.glob("checkpoint_*"), key=_step_of, reverse=True):
+    for path in ModelDir(directory).checkpoints():
         # A checkpoint that cannot be read is named where the run is resumed.
         with contextlib.suppress(ValueError, KeyError):  # no T5 in a model of contrastive towers
             return T5Config.from_json(checkpoints.load_metadata(path)["model"]["t5"]), None
     return None, warm_start.open_pretrained(config.initial_checkpoint_path)
-
-
-def _step_of(path: Path) -> int:
-    step = path.name.rpartition("_")[2]
-    return int(step) if step.isdigit() else -1
 
 
 def with_options(t5: T5Config, config: TrainConfig) -> T5Config:

@@ -25,6 +25,7 @@ from dsi_jax.prepare import autosize, preflight, warm_start
 from dsi_jax.prepare.model import _least_checkpoint_bytes, _origin, fitting, towers_of, with_options
 from dsi_jax.prepare.train_config import Periods, TrainConfig, check
 from dsi_jax.storage import model_dir as model_dir_lib
+from dsi_jax.storage.model_dir import ModelDir
 from dsi_jax.training import partitioning
 from dsi_jax.training import program as program_lib
 from dsi_jax.training import step as step_lib
@@ -93,7 +94,7 @@ class Run:
                 loss=self.config.method.eval_loss,
             ),
             put=lambda batch: partitioning.shard_batch(batch, program.mesh),
-            directory=self.directory / "training_eval",
+            directory=ModelDir(self.directory).training_eval,
             write=write,
         )
 

@@ -11,11 +11,11 @@ from dsi_jax.convert import hub
 from dsi_jax.data.corpora.any_corpus import AnyCorpus
 from dsi_jax.inputs import tokenizer as tokenizer_lib
 from dsi_jax.inputs.clip_tokenizer import ClipTokenizer
+from dsi_jax.storage.model_dir import TOKENIZER, ModelDir
 from dsi_jax.training import checkpoints
 from dsi_jax.utils import atomic_files
 
 BYTES = "bytes"
-TOKENIZER = "tokenizer.json"  # what a run's own vocabulary is called
 _T5_MODEL = "spiece.model"  # what T5's directories call it
 
 
@@ -76,7 +76,9 @@ def _is_clip(path: Path) -> bool:
 
 
 def _is_or_has_checkpoint(path: Path) -> bool:
-    return (path / "metadata").is_dir() or any(path.glob("checkpoint_*/metadata"))
+    return (path / "metadata").is_dir() or any(
+        (checkpoint / "metadata").exists() for checkpoint in ModelDir(path).checkpoints()
+    )
 
 
 def trained(model_dir: Path, origin: Origin) -> tokenizer_lib.Tokenizer | None:
@@ -85,7 +87,7 @@ def trained(model_dir: Path, origin: Origin) -> tokenizer_lib.Tokenizer | None:
     Raises:
       ValueError: it was trained on something else, or is damaged.
     """
-    path = model_dir / TOKENIZER
+    path = ModelDir(model_dir).tokenizer
     if not path.exists():
         return None
     tokenizer, stored = _read_tokenizer(path)
@@ -112,7 +114,7 @@ def train(
     )
     if write:
         value = vars(origin) | {"tokenizer": tokenizer.spec()}
-        atomic_files.write_json(model_dir / TOKENIZER, value)
+        atomic_files.write_json(ModelDir(model_dir).tokenizer, value)
     return tokenizer
 
 

@@ -25,15 +25,15 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from dsi_jax.storage.model_dir import checkpoint_name, step_of
 from dsi_jax.training.state import TrainState
 
 FORMAT_VERSION = 1
 
 _ITEMS = ("params", "opt_state", "data", "metadata")
 _MANIFEST = "files.json"
-_NAME = re.compile(r"checkpoint_(\d+)")
 # What a killed process may leave: a save of Orbax's, or a deletion of ours.
-_LEFTOVER = re.compile(r"checkpoint_\d+\.(orbax-checkpoint-tmp.*|deleting)")
+_LEFTOVER = re.compile(r"(orbax-checkpoint-tmp.*|deleting)")
 _READ_BYTES = 1 << 24
 
 
@@ -233,7 +233,7 @@ class Checkpointer:
         return _steps(self._model_dir)
 
     def _directory(self, step: int) -> epath.Path:
-        return self._model_dir / f"checkpoint_{step}"
+        return self._model_dir / checkpoint_name(step)
 
     def _read(self, step: int, shapes: TrainState) -> Restored:
         directory = self._directory(step)
@@ -263,7 +263,8 @@ class Checkpointer:
         """Removes what killed processes left, and sets aside what is not this run's past."""
         self._model_dir.mkdir(parents=True, exist_ok=True)
         for path in list(self._model_dir.iterdir()):
-            if _LEFTOVER.fullmatch(path.name):
+            name, _, ending = path.name.partition(".")
+            if step_of(name) is not None and _LEFTOVER.fullmatch(ending):
                 path.rmtree()
         for other in _steps(self._model_dir):
             if other >= step or other in self._passed_over:
@@ -277,7 +278,7 @@ class Checkpointer:
 
     def _seal(self) -> None:
         """Writes the list of files into the finished, not yet renamed checkpoint."""
-        name = f"checkpoint_{self._pending}"
+        name = checkpoint_name(self._pending)
         paths = [
             path
             for path in self._model_dir.iterdir()
@@ -298,7 +299,7 @@ class Checkpointer:
                 kept.add(max(ranked, key=lambda step: values[step]))
         for step in set(steps) - kept:
             # Renamed first: a process killed now leaves nothing that looks like a checkpoint.
-            doomed = self._directory(step).with_name(f"checkpoint_{step}.deleting")
+            doomed = self._directory(step).with_name(f"{checkpoint_name(step)}.deleting")
             self._directory(step).rename(doomed)
             doomed.rmtree()
 
@@ -342,11 +343,11 @@ def latest_checkpoint(model_dir: epath.PathLike) -> epath.Path:
       ValueError: there is none.
     """
     model_dir = _absolute(model_dir)
-    if _NAME.fullmatch(model_dir.name) and (model_dir / "metadata").exists():
+    if step_of(model_dir.name) is not None and (model_dir / "metadata").exists():
         return model_dir
     reasons = []
     for step in reversed(_steps(model_dir)):
-        directory = model_dir / f"checkpoint_{step}"
+        directory = model_dir / checkpoint_name(step)
         reason = _damage(directory, ("params", "metadata"))
         if reason is None:
             return directory
@@ -416,8 +417,8 @@ def _without_params(state: TrainState) -> dict[str, Any]:
 def _steps(model_dir: epath.Path) -> list[int]:
     if not model_dir.exists():
         return []
-    matches = (_NAME.fullmatch(path.name) for path in model_dir.iterdir())
-    return sorted(int(match[1]) for match in matches if match)
+    steps = (step_of(path.name) for path in model_dir.iterdir())
+    return sorted(step for step in steps if step is not None)
 
 
 def _read_record(directory: epath.Path) -> dict[str, Any]:

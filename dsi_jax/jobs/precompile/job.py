@@ -29,7 +29,7 @@ from dsi_jax.prepare import assets, autosize, model, train_config, warm_start
 from dsi_jax.prepare import tokenizer as tokenizer_lib
 from dsi_jax.prepare.train_config import TrainConfig
 from dsi_jax.ranking.docid_ranker import CONSTRAINTS
-from dsi_jax.storage import model_dir
+from dsi_jax.storage.model_dir import ModelDir, model_directory
 from dsi_jax.training import partitioning
 from dsi_jax.training import program as program_lib
 from dsi_jax.utils import atomic_files, checks
@@ -82,7 +82,7 @@ def precompile(
         logger.info("%s: compiled in %.0f s", name, programs[-1].compile_seconds)
     found = report.Report(machine, mesh.shape, inputs.lines, tuple(programs))
     logger.info("\n%s", found)
-    _write(found, model_dir.model_directory(config.model_dir) / "precompile")
+    _write(found, _model_dir(config).precompile)
     return 0 if found.fits else 1
 
 
@@ -123,7 +123,7 @@ def _table(config: TrainConfig, num_documents: int | None) -> DocidTable:
     """The docids of the run: those that lie there, or as many made up."""
     data = config.data
     if num_documents is None:
-        path = assets.table_path(data, model_dir.model_directory(config.model_dir))
+        path = assets.table_path(data, _model_dir(config).path)
         if not path.exists():
             raise ValueError(
                 f"no docid table at {path}: give NUM_DOCUMENTS, and a table of so many documents "
@@ -224,11 +224,14 @@ def _text_model(config: TrainConfig, chosen: T5Config) -> tuple[T5Config, Tokeni
 
 
 def _tokenizer(config: TrainConfig) -> Tokenizer | None:
-    own = model_dir.model_directory(config.model_dir) / tokenizer_lib.TOKENIZER
     try:
-        return tokenizer_lib.given(config.data.vocabulary or str(own))
+        return tokenizer_lib.given(config.data.vocabulary or str(_model_dir(config).tokenizer))
     except FileNotFoundError:
         return None
+
+
+def _model_dir(config: TrainConfig) -> ModelDir:
+    return ModelDir(model_directory(config.model_dir))
 
 
 def _lowered(config: TrainConfig, inputs: _Inputs) -> Iterator[tuple[str, jax.stages.Lowered]]:
