@@ -1,4 +1,4 @@
-"""BM25 on the same queries and with the same metrics: the figure to beat.
+"""BM25 on the same queries and with the same metrics: the baseline to beat.
 
 Robertson and Zaragoza 2009, in bm25s (Lù 2024, arXiv:2407.03618) with its own
 tokenizer, its English stop words and Lucene's variant.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from dsi_jax.decoding.strategies import BeamSearch, Decoding
 from dsi_jax.methods.base import Method, RankingOptions
 from dsi_jax.ranking import docid_ranker
 
-Figures = dict[str, float]
+Metrics = Mapping[str, float]
 
-
-HELD_OUT_SPLITS = ("dev", "validation")  # evaluated while training goes on
+VALIDATION_SPLITS = ("dev", "validation")  # evaluated while training goes on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Evaluation:
       constraint: "trie" or "free".
       batch_size: queries a device step.
       num_queries: at most so many queries of a split while training goes on; None: all.
-      num_documents: documents asked back in the memorisation figure; None: all.
+      num_documents: documents asked back in the memorization recall; None: all.
       unconstrained: at the end, decode freely too and report the rate of invalid docids.
-      last: evaluations in the mean that stands beside the best.
+      last: evaluations in the mean that stands next to the best.
       decoding: the decoding strategy.
     """
 
@@ -78,5 +78,5 @@ class Target:
 
     @property
     def name(self) -> str:
-        """What the figures and files of this target are called."""
+        """What the metrics and files of this target are called."""
         return f"{self.task}_{self.split}"

@@ -1,7 +1,7 @@
 """Evaluation through `seqio.Evaluator`, so that any project's `metric_fns` just work.
 
 A task's predictions are ranked rows of the corpus; its own `postprocess_fn` and `metric_fns` make
-figures of them.
+metrics of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dsi_jax.data.corpora.any_corpus import AnyCorpus
 from dsi_jax.data.seqio_tasks import features
 from dsi_jax.data.seqio_tasks.corpus_tasks import CorpusTasks
 from dsi_jax.evaluation import trec
-from dsi_jax.evaluation.config import Figures, Target
+from dsi_jax.evaluation.config import Metrics, Target
 from dsi_jax.evaluation.predictor import Predictor, _never
 
 
@@ -29,7 +29,7 @@ class Evaluator:
     """Evaluates targets and leaves their files in one directory, as T5X does.
 
     `<name>-metrics.jsonl`, `<name>-<step>.jsonl` and TensorBoard events come from seqio's loggers;
-    a TREC run file `<name>-<step>.trec` stands beside them.
+    a TREC run file `<name>-<step>.trec` stands next to them.
 
     Args:
       targets: what to evaluate.
@@ -60,13 +60,13 @@ class Evaluator:
         params: Any,
         step: int,
         should_stop: Callable[[], bool] = _never,
-    ) -> dict[str, Figures]:
-        """Figures by target name and metric; metrics that are no single number stay in the files.
+    ) -> dict[str, Metrics]:
+        """Returns metrics by target name; those that are no single number stay in the files.
 
         Raises:
           Interrupted: `should_stop` said so, between two batches.
         """
-        figures = {}
+        metrics = {}
         for target, evaluator in self._evaluators.items():
             ranking: dict[str, np.ndarray] = {}
 
@@ -86,10 +86,10 @@ class Evaluator:
                 predict_fn=lambda dataset, ranked=predict_with_scores: ranked(dataset)[0],
                 predict_with_aux_fn=predict_with_scores,
             )
-            figures[target.name] = _scalars(future.result()[target.task])
+            metrics[target.name] = _scalars(future.result()[target.task])
             if self._output_dir is not None:
                 self._write_trec_run(target, evaluator, ranking, step)
-        return figures
+        return metrics
 
     def _write_trec_run(
         self, target: Target, evaluator: seqio.Evaluator, ranking: Mapping[str, Any], step: int
@@ -162,7 +162,7 @@ def _to_log(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {name: value for name, value in example.items() if name not in left_out}
 
 
-def _scalars(values: Mapping[str, Any]) -> Figures:
+def _scalars(values: Mapping[str, Any]) -> Metrics:
     """The metrics that are single numbers; another project's may be texts or histograms."""
     plain = {name: np.asarray(getattr(value, "value", value)) for name, value in values.items()}
     return {

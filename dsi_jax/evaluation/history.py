@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dsi_jax.evaluation.config import Figures
+from dsi_jax.evaluation.config import Metrics
 
 
-def history(output_dir: Path, name: str, last_step: int) -> list[Figures]:
-    """Figures of a target's evaluations by step; a repeated step's last line wins.
+def history(output_dir: Path, name: str, last_step: int) -> list[Metrics]:
+    """Returns the metrics of a target's evaluations by step; a repeated step's last line wins.
 
     Steps beyond `last_step` are of a run that was taken back to an earlier checkpoint.
     """
@@ -24,7 +24,7 @@ def history(output_dir: Path, name: str, last_step: int) -> list[Figures]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def mean_and_best(lines: Sequence[Figures], metric: str, last: int) -> tuple[float, float]:
+def mean_and_best(lines: Sequence[Metrics], metric: str, last: int) -> tuple[float, float]:
     """(mean over the last evaluations, best of all) of one metric."""
     values = [line[metric] for line in lines if metric in line]
     return float(np.mean(values[-last:])), float(np.max(values))

@@ -17,7 +17,7 @@ Rank = Callable[[str, Sequence[Mapping[str, np.ndarray]]], tuple[np.ndarray, np.
 
 
 def sheet_rows(corpus: AnyCorpus, rank: Rank) -> list[SheetRow]:
-    """Some held-out captions and query images, evenly taken, with the images found for them.
+    """Ranks images for some captions and images of the last split, evenly taken.
 
     Args:
       corpus: the documents; of texts there are no rows.

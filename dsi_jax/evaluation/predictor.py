@@ -16,7 +16,7 @@ from dsi_jax.training import partitioning
 
 
 class Interrupted(Exception):
-    """The evaluation was asked to stop; it left no figures of what it was at."""
+    """The evaluation was asked to stop; it left no metrics of what it was at."""
 
 
 def _never() -> bool:

@@ -1,9 +1,9 @@
-"""What a training run evaluates, when, and what it tells at the end.
+"""Decides what a training run evaluates, when, and what it tells at the end.
 
-While training goes on: held-out queries (`dev`, or `test` where a corpus has no dev queries) and
-the memorisation of documents. At the end: the test queries (or the held-out ones, where a task has
-no test split) beside BM25, the rate of invalid docids of an unconstrained search, the mean over the
-last evaluations beside the best, example searches.
+While training goes on: validation queries (`dev`, or `test` where a corpus has no dev queries) and
+the memorization of documents. At the end: the test queries (or the validation ones, where a task
+has no test split) with BM25 and other baselines, the rate of invalid docids of an unconstrained
+search, the mean over the last evaluations and the best, example searches.
 """
 
 from __future__ import annotations
@@ -24,37 +24,28 @@ from jax.sharding import Mesh
 from dsi_jax.data.batches import converters
 from dsi_jax.data.run_assets import RunAssets
 from dsi_jax.data.seqio_tasks import features
-from dsi_jax.evaluation import bm25, contact_sheet, image_samples, tables
-from dsi_jax.evaluation.config import HELD_OUT_SPLITS, Evaluation, Figures, Target
+from dsi_jax.evaluation import bm25, contact_sheet, final_report, image_samples, tables
+from dsi_jax.evaluation.config import VALIDATION_SPLITS, Evaluation, Metrics, Target
 from dsi_jax.evaluation.evaluator import Evaluator, candidates, has_texts
-from dsi_jax.evaluation.history import history, mean_and_best
+from dsi_jax.evaluation.final_report import (
+    BaselineResult,
+    FinalReport,
+    RunFacts,
+    TargetHistory,
+    TargetResult,
+)
+from dsi_jax.evaluation.history import history
 from dsi_jax.evaluation.predictor import Predictor
-from dsi_jax.inputs.streams import IMAGE
 from dsi_jax.methods.base import Collection, Method, RankingOptions
 from dsi_jax.ranking.hits import Hit
 from dsi_jax.storage.model_dir import ModelDir
 from dsi_jax.training import partitioning
-from dsi_jax.utils import atomic_files
 
 logger = logging.getLogger(__name__)
 
 NUM_EXAMPLES = 5
 NUM_EXAMPLE_HITS = 3
 FREE_BEAM_SIZE = 10  # the invalid rate needs no more
-_HEADLINE = "hits@1"
-
-
-@dataclasses.dataclass(frozen=True)
-class BaselineResult:
-    """Another system, to be reported beside the run.
-
-    Attributes:
-      figures: by target.
-      train_seconds: how long it was trained.
-    """
-
-    figures: Mapping[str, Figures]
-    train_seconds: float
 
 
 class RunEvaluator:
@@ -105,16 +96,16 @@ class RunEvaluator:
         placed._cache = {}
         return placed
 
-    def run(self, params: Any, step: int) -> dict[str, Figures]:
-        """Ranks documents for the held-out queries and logs a line a target.
+    def run(self, params: Any, step: int) -> dict[str, Metrics]:
+        """Ranks documents for the validation queries and logs a line a target.
 
         Raises:
           evaluator.Interrupted: it was asked to stop.
         """
         return self._log(self._targets_while_training(), params, step)
 
-    def reported(self, params: Any) -> dict[str, Figures]:
-        """The figures of what is reported at the end, by target.
+    def reported(self, params: Any) -> dict[str, Metrics]:
+        """Returns the metrics of what is reported at the end, by target.
 
         Raises:
           evaluator.Interrupted: it was asked to stop.
@@ -127,7 +118,7 @@ class RunEvaluator:
         step: int,
         *,
         train_seconds: float,
-        beside: Mapping[str, BaselineResult] | None = None,
+        baselines: Mapping[str, BaselineResult] | None = None,
     ) -> None:
         """The last evaluation: everything that stands in `report.txt` and `report.json`.
 
@@ -137,7 +128,7 @@ class RunEvaluator:
           params: the parameters.
           step: their step.
           train_seconds: how long they were trained.
-          beside: other systems, by name.
+          baselines: other systems, by name.
 
         Raises:
           evaluator.Interrupted: it was asked to stop.
@@ -149,8 +140,8 @@ class RunEvaluator:
         # What is about to be reported whole is not sampled first, into the same files.
         others = [t for t in self._targets_while_training() if t.name not in names]
         self._log(others, params, step)
-        figures = self._evaluate(reported, self._ranking, params, step)
-        free = self._rank_freely(reported, figures, params, step)
+        metrics = self._evaluate(reported, self._ranking, params, step)
+        free = self._rank_freely(reported, metrics, params, step)
         searches = self._example_searches(reported, params)
         corpus = self._assets.corpus
         sheet = []
@@ -158,14 +149,13 @@ class RunEvaluator:
             sheet = image_samples.sheet_rows(corpus, functools.partial(self._rank, params))
         if not self._write:
             return
-        lines, summary = self._summary(reported, figures, free, step, train_seconds, beside or {})
+        report = self._report(reported, metrics, free, step, train_seconds, baselines or {})
+        lines = report.lines()
         if sheet:
             contact_sheet.write(self._files.contact_sheet, sheet)
             lines += ["", f"contact sheet: {self._files.contact_sheet}"]
         text = "\n".join([*lines, "", "example searches:", tables.examples(searches)])
-        atomic_files.write_text(self._files.report_text, text + "\n")
-        # Written last: a baseline that has one is finished.
-        atomic_files.write_json(self._files.report, summary, indent=2)
+        final_report.write(self._files, text, report.to_json())
         logger.info("\n%s", text)
 
     # ---- what is evaluated
@@ -189,29 +179,29 @@ class RunEvaluator:
 
     def _targets_while_training(self) -> list[Target]:
         targets = self._all_targets()
-        held_out = [t for t in targets if t.split in HELD_OUT_SPLITS] or targets
+        validation = [t for t in targets if t.split in VALIDATION_SPLITS] or targets
         limit = self._evaluation.num_queries
-        chosen = [dataclasses.replace(t, num_examples=limit) for t in held_out]
+        chosen = [dataclasses.replace(t, num_examples=limit) for t in validation]
         if self._assets.tasks is not None:
             documents = self._evaluation.num_documents
             chosen.append(Target(self._assets.tasks.indexing, "train", documents))
         return chosen
 
-    def _log(self, targets: list[Target], params: Any, step: int) -> dict[str, Figures]:
+    def _log(self, targets: list[Target], params: Any, step: int) -> dict[str, Metrics]:
         if self._evaluation is None:
             return {}
-        figures = self._evaluate(targets, self._ranking, params, step)
+        metrics = self._evaluate(targets, self._ranking, params, step)
         if self._write:
-            for name, values in figures.items():
+            for name, values in metrics.items():
                 logger.info("  %s  %s", name, _line(values))
-        return figures
+        return metrics
 
     def _rank_freely(
-        self, targets: list[Target], figures: dict[str, Figures], params: Any, step: int
-    ) -> dict[str, Figures]:
-        """Figures of an unconstrained search, of which the rate of invalid docids is reported."""
+        self, targets: list[Target], metrics: dict[str, Metrics], params: Any, step: int
+    ) -> dict[str, Metrics]:
+        """Returns metrics of an unconstrained search, for the rate of invalid docids."""
         if not self._ranking.constrained:
-            return figures
+            return metrics
         freely = self._ranking.unconstrained(FREE_BEAM_SIZE)
         if freely is None or not self._evaluation.unconstrained:
             return {}
@@ -219,10 +209,10 @@ class RunEvaluator:
 
     def _evaluate(
         self, targets: list[Target], ranking: RankingOptions, params: Any, step: int
-    ) -> dict[str, Figures]:
+    ) -> dict[str, Metrics]:
         asked = ranking == self._ranking
         output = self._files.inference_eval if asked else self._files.inference_eval_free
-        figures = {}
+        metrics = {}
         for target in targets:
             key = (target, ranking)
             if key not in self._cache:
@@ -233,8 +223,8 @@ class RunEvaluator:
                     output_dir=output if self._write else None,
                 )
             predictor = self._predictor(ranking, self._candidates(target))
-            figures |= self._cache[key].evaluate(predictor, params, step, self._should_stop)
-        return figures
+            metrics |= self._cache[key].evaluate(predictor, params, step, self._should_stop)
+        return metrics
 
     def _candidates(self, target: Target) -> np.ndarray | None:
         return candidates(self._assets.corpus, self._assets.tasks, target)
@@ -267,75 +257,52 @@ class RunEvaluator:
 
     # ---- what is told
 
-    def _summary(
+    def _report(
         self,
         reported: list[Target],
-        figures: dict[str, Figures],
-        free: dict[str, Figures],
+        metrics: dict[str, Metrics],
+        free: dict[str, Metrics],
         step: int,
-        seconds: float,
-        beside: Mapping[str, BaselineResult],
-    ) -> tuple[list[str], dict[str, Any]]:
-        table = self._assets.table
-        what = f"docids {table.kind}" if self._method.decodes else self._method.title
-        corpus, columns = self._assets.corpus, tables.COLUMNS
-        if corpus is not None and corpus.modality == IMAGE:
-            what, columns = f"protocol {corpus.protocol}, {what}", tables.IMAGE_COLUMNS
-        lines = [
-            f"{table.num_documents:,} documents, {what}, {step:,} steps, "
-            f"{seconds / 60:.1f} minutes of training"
-        ]
-        summary: dict[str, Any] = {
-            "step": step,
-            "train_seconds": seconds,
-            "method": self._method.kind,
-            "docids": table.kind,
-            "documents": table.num_documents,
-            "protocol": None if corpus is None else corpus.protocol,
-            "test": figures,
-            "free": free,
-            "beside": {name: dataclasses.asdict(other) for name, other in beside.items()},
-        }
-        lines += [
-            f"{name}: {other.train_seconds / 60:.1f} minutes of training"
-            for name, other in beside.items()
-        ]
-        for target in reported:
-            rows = self._candidates(target)
-            if rows is not None:
-                lines += ["", f"{target.name}: {len(rows):,} of the documents may be found"]
-            systems: dict[str, Figures] = {self._method.title: figures[target.name]}
-            for name, other in beside.items():
-                if target.name in other.figures:
-                    systems[name] = other.figures[target.name]
-            if self._has_queries(target):
-                index = bm25.BM25(corpus, rows)
-                systems["BM25"] = summary["bm25"] = index.evaluate(target.split)
-            lines += ["", *tables.split_lines(target.name, systems, columns)]
-        for name, values in free.items():
-            if "invalid_rate" in values:
-                rate = f"{100 * values['invalid_rate']:.2f}%"
-                lines.append(f"{name}: invalid docids, unconstrained: {rate}")
-        summary["while_training"] = {}
+        train_seconds: float,
+        baselines: Mapping[str, BaselineResult],
+    ) -> FinalReport:
+        corpus = self._assets.corpus
+        facts = RunFacts(
+            step=step,
+            train_seconds=train_seconds,
+            method=self._method.kind,
+            title=self._method.title,
+            decodes=self._method.decodes,
+            docid_kind=self._assets.table.kind,
+            num_documents=self._assets.table.num_documents,
+            protocol=None if corpus is None else corpus.protocol,
+        )
+        return FinalReport(
+            facts=facts,
+            results=[self._result(target, metrics[target.name]) for target in reported],
+            free=free,
+            histories=self._histories(step),
+            baselines=baselines,
+            last=self._evaluation.last,
+        )
+
+    def _result(self, target: Target, metrics: Metrics) -> TargetResult:
+        """The target's metrics, with those of BM25 where it can rank."""
+        rows, by_words = self._candidates(target), None
+        if self._has_queries(target):
+            by_words = bm25.BM25(self._assets.corpus, rows).evaluate(target.split)
+        return TargetResult(target.name, metrics, by_words, None if rows is None else len(rows))
+
+    def _histories(self, step: int) -> list[TargetHistory]:
+        """The evaluations up to a step of what is evaluated while training goes on."""
+        tasks = self._assets.tasks
+        found = []
         for target in self._targets_while_training():
             past = history(self._files.inference_eval, target.name, step)
-            if not past:
-                continue
-            summary["while_training"][target.name] = told = {"last": past[-1]}
-            if _HEADLINE not in past[-1]:  # a task that has its own metrics only
-                continue
-            mean, best = mean_and_best(past, _HEADLINE, self._evaluation.last)
-            told |= {f"mean_{_HEADLINE}": mean, f"best_{_HEADLINE}": best}
-            if self._assets.tasks and target.task == self._assets.tasks.indexing:
-                aim = "its docid" if self._method.decodes else "itself"
-                lines.append(tables.memorization_line(past[-1], aim))
-            else:
-                count = min(len(past), self._evaluation.last)
-                lines.append(
-                    f"{target.name}: Hits@1 {100 * mean:.1f} mean of the last {count} "
-                    f"evaluations, {100 * best:.1f} best of {len(past)}"
-                )
-        return lines, summary
+            if past:
+                memorizes = tasks is not None and target.task == tasks.indexing
+                found.append(TargetHistory(target.name, past, memorizes))
+        return found
 
     def _has_queries(self, target: Target) -> bool:
         """Whether the target is a split of the corpus's own queries, and BM25 has texts to rank."""
@@ -380,8 +347,8 @@ def _texts(target: Target) -> list[bytes]:
     return [texts[0] for texts in inputs if len(texts)]
 
 
-def _line(figures: Figures) -> str:
+def _line(metrics: Metrics) -> str:
     names = ("hits@1", "hits@10", "hits@1/seen", "hits@1/unseen", "mrr@10")
-    parts = [f"{name} {100 * figures[name]:.1f}" for name in names if name in figures]
-    parts += [f"{name} {value:.4g}" for name, value in tables.other_metrics(figures).items()]
+    parts = [f"{name} {100 * metrics[name]:.1f}" for name in names if name in metrics]
+    parts += [f"{name} {value:.4g}" for name, value in tables.other_metrics(metrics).items()]
     return "  ".join(parts)

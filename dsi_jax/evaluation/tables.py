@@ -1,13 +1,12 @@
-"""The last page of a run: figures beside BM25, and a few searches to look at."""
+"""Lays out metrics of several systems as tables, and searches as texts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 
+from dsi_jax.evaluation.config import Metrics
 from dsi_jax.ranking.hits import Hit, as_text
-
-Figures = Mapping[str, float]
 
 GROUPS = (("all", ""), ("seen", "/seen"), ("unseen", "/unseen"))
 COLUMNS = ("hits@1", "hits@10", "mrr@10", "ndcg@10")
@@ -17,78 +16,78 @@ _OF_RETRIEVAL = re.compile(r"((hits|mrr|ndcg|p|map)@\d+|queries|invalid_rate)(/\
 
 
 def split_lines(
-    name: str, systems: Mapping[str, Figures], columns: Sequence[str] = COLUMNS
+    name: str, systems: Mapping[str, Metrics], columns: Sequence[str] = COLUMNS
 ) -> list[str]:
     """What was measured on a split: retrieval, where the task has its metrics, then all else.
 
     Args:
       name: what the split is called.
-      systems: name -> figures of the task's metrics.
+      systems: name -> the task's metrics.
       columns: of the table of retrieval.
     """
     lines = [name]
-    if any("queries" in figures for figures in systems.values()):
+    if any("queries" in metrics for metrics in systems.values()):
         lines = [f"{name} (percent)", retrieval_table(systems, columns)]
         if text := class_table(systems):
             lines += ["", text]
-    for system, figures in systems.items():
-        own = other_metrics(figures)
+    for system, metrics in systems.items():
+        own = other_metrics(metrics)
         lines += [f"{system} {metric}: {value:.4g}" for metric, value in own.items()]
     return lines
 
 
-def other_metrics(figures: Figures) -> Figures:
-    """The figures that are not of `data.metrics`: a task's own metrics."""
-    if "queries" not in figures:
-        return figures
-    return {name: v for name, v in figures.items() if not _OF_RETRIEVAL.fullmatch(name)}
+def other_metrics(metrics: Metrics) -> Metrics:
+    """Returns the metrics that are not of `data.seqio_tasks.metrics`: a task's own."""
+    if "queries" not in metrics:
+        return metrics
+    return {name: v for name, v in metrics.items() if not _OF_RETRIEVAL.fullmatch(name)}
 
 
-def retrieval_table(systems: Mapping[str, Figures], columns: Sequence[str] = COLUMNS) -> str:
-    """Figures of several systems on one split: all queries, seen and unseen ones.
+def retrieval_table(systems: Mapping[str, Metrics], columns: Sequence[str] = COLUMNS) -> str:
+    """Tabulates metrics of several systems on one split: all queries, seen and unseen ones.
 
     Args:
-      systems: name -> figures, as `data.metrics.retrieval_metrics` gives them.
+      systems: name -> metrics, as `data.seqio_tasks.metrics.retrieval_metrics` gives them.
       columns: of the table.
 
     Returns:
       A table, one line a group and system.
     """
-    return _figures_table(systems, columns)
+    return _metrics_table(systems, columns)
 
 
-def class_table(systems: Mapping[str, Figures]) -> str:
+def class_table(systems: Mapping[str, Metrics]) -> str:
     """Precision of several systems whose queries have many relevant documents.
 
     Args:
-      systems: name -> figures, as `data.metrics.retrieval_metrics` and `class_metrics` give them.
+      systems: name -> metrics, as `retrieval_metrics` and `class_metrics` give them.
 
     Returns:
       A table, one line a group and system, of those of CLASS_COLUMNS that were measured; empty if
       none was.
     """
-    measured = {name for figures in systems.values() for name in figures}
+    measured = {name for metrics in systems.values() for name in metrics}
     columns = [name for name in CLASS_COLUMNS if name in measured]
-    return _figures_table(systems, columns) if columns else ""
+    return _metrics_table(systems, columns) if columns else ""
 
 
-def _figures_table(systems: Mapping[str, Figures], columns: Sequence[str]) -> str:
-    """A line a group of queries and system, figures in percent."""
+def _metrics_table(systems: Mapping[str, Metrics], columns: Sequence[str]) -> str:
+    """A line a group of queries and system, metrics in percent."""
     rows = [("queries", "system", *columns, "number")]
     for group, suffix in GROUPS:
-        for name, figures in systems.items():
-            count = int(figures.get(f"queries{suffix}", 0))
+        for name, metrics in systems.items():
+            count = int(metrics.get(f"queries{suffix}", 0))
             if count:
-                values = [_figure(figures, f"{column}{suffix}") for column in columns]
+                values = [_percent(metrics, f"{column}{suffix}") for column in columns]
                 rows.append((group, name, *values, f"{count:,}"))
     return table(rows)
 
 
-def memorization_line(figures: Figures, aim: str = "its docid") -> str:
+def memorization_line(metrics: Metrics, aim: str = "its docid") -> str:
     """Hits@1 and @10 of documents that are asked back with their own text."""
     return (
-        f"memorised (document -> {aim}): Hits@1 {_figure(figures, 'hits@1')}, "
-        f"Hits@10 {_figure(figures, 'hits@10')} of {int(figures['queries']):,} documents"
+        f"memorised (document -> {aim}): Hits@1 {_percent(metrics, 'hits@1')}, "
+        f"Hits@10 {_percent(metrics, 'hits@10')} of {int(metrics['queries']):,} documents"
     )
 
 
@@ -112,5 +111,5 @@ def examples(searches: Mapping[str, Sequence[Hit]]) -> str:
     return "\n".join(as_text(query, hits) for query, hits in searches.items())
 
 
-def _figure(figures: Figures, name: str) -> str:
-    return f"{100 * figures[name]:.1f}" if name in figures else "-"
+def _percent(metrics: Metrics, name: str) -> str:
+    return f"{100 * metrics[name]:.1f}" if name in metrics else "-"

@@ -1,4 +1,4 @@
-"""The loss on held-out queries: `training_eval/<task>/` in MODEL_DIR, as in T5X."""
+"""Measures the validation loss: `training_eval/<task>/` in MODEL_DIR, as in T5X."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import seqio
 
 from dsi_jax.data.batches import collate
-from dsi_jax.evaluation.config import HELD_OUT_SPLITS
+from dsi_jax.evaluation.config import VALIDATION_SPLITS
 from dsi_jax.evaluation.scalar_writer import ScalarWriter
 from dsi_jax.methods.base import Stream
 from dsi_jax.training import step as step_lib
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 class ValidationLoss:
-    """Measures the loss on a fixed sample of each task's held-out split.
+    """Measures the loss on a fixed sample of each task's validation split.
 
     Args:
-      pipelines: task name -> a stream of its held-out split; its first batches are the sample.
+      pipelines: task name -> a stream of its validation split; its first batches are the sample.
       num_batches: at most so many batches of each.
       eval_step: from `training.step.make_eval_step`.
       put: places this host's part of a batch on the devices.
@@ -49,19 +49,19 @@ class ValidationLoss:
         self._writers = {task: ScalarWriter(directory / task, lead=write) for task in pipelines}
 
     def run(self, params: Any, step: int) -> dict[str, dict[str, float]]:
-        """Writes and returns the figures of each task."""
-        figures = {}
+        """Writes and returns the metrics of each task."""
+        metrics = {}
         for task, batches in self._batches.items():
-            metrics = [
+            sums = [
                 jax.device_get(self._eval_step(params, _only_first(self._put(batch), num_rows)))
                 for batch, num_rows in batches
             ]
-            total = jax.tree.map(lambda *parts: np.sum(parts), *metrics)
-            figures[task] = step_lib.summarize(total)
-            self._writers[task].write(step, figures[task])
+            total = jax.tree.map(lambda *parts: np.sum(parts), *sums)
+            metrics[task] = step_lib.summarize(total)
+            self._writers[task].write(step, metrics[task])
             if self._write:
-                logger.info("  %s  held-out loss %.4f", task, figures[task]["loss"])
-        return figures
+                logger.info("  %s  held-out loss %.4f", task, metrics[task]["loss"])
+        return metrics
 
     def close(self) -> None:
         """Writes what is still buffered."""
@@ -70,12 +70,12 @@ class ValidationLoss:
 
 
 def validation_tasks(mixture_or_task_name: str) -> dict[str, str]:
-    """Task name -> its held-out split, for the tasks of a mixture that have one."""
+    """Returns task name -> its validation split, for the tasks of a mixture that have one."""
     tasks = seqio.get_subtasks(seqio.get_mixture_or_task(mixture_or_task_name))
     return {
-        task.name: next(split for split in HELD_OUT_SPLITS if split in task.splits)
+        task.name: next(split for split in VALIDATION_SPLITS if split in task.splits)
         for task in tasks
-        if any(split in task.splits for split in HELD_OUT_SPLITS)
+        if any(split in task.splits for split in VALIDATION_SPLITS)
     }
 
 

@@ -1,4 +1,4 @@
-"""Figures and rankings of a trained index: the `eval` and `infer` commands."""
+"""Evaluates a trained index: the `eval` command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dsi_jax.data.corpora.any_corpus import AnyCorpus
 from dsi_jax.data.seqio_tasks import text as text_tasks
 from dsi_jax.evaluation import tables
 from dsi_jax.evaluation.bm25 import BM25
-from dsi_jax.evaluation.config import Evaluation, Figures, Target
+from dsi_jax.evaluation.config import Evaluation, Metrics, Target
 from dsi_jax.evaluation.evaluator import Evaluator, candidates, has_texts, queries_hash
 from dsi_jax.evaluation.predictor import Predictor
 from dsi_jax.prepare import assets
@@ -43,7 +43,7 @@ def evaluate(
     config_text: str = "",
     dry_run: bool = False,
 ) -> None:
-    """Evaluates a checkpoint on one split and prints the figures, beside BM25 for a corpus.
+    """Evaluates a checkpoint on one split and prints its metrics, with those of BM25 for a corpus.
 
     Args:
       model_dir: MODEL_DIR of the run.
@@ -118,9 +118,9 @@ def evaluate(
         output_dir=output,
         seed=seed,
     )
-    figures = evaluator.evaluate(predictor, retriever.params, retriever.step)
+    metrics = evaluator.evaluate(predictor, retriever.params, retriever.step)
     for target in targets:
-        systems: dict[str, Figures] = {retriever.method.title: figures[target.name]}
+        systems: dict[str, Metrics] = {retriever.method.title: metrics[target.name]}
         if loaded is not None and target.task == retrieval and has_texts(loaded, rows):
             systems["BM25"] = BM25(loaded, rows).evaluate(split)
         logger.info("\n%s", "\n".join(tables.split_lines(target.name, systems)))

@@ -1,4 +1,4 @@
-"""The figures of a running training: curves, a line of progress, and the alarm for NaN."""
+"""Follows a running training: curves, a line of progress, and the alarm for NaN."""
 
 from __future__ import annotations
 
@@ -109,13 +109,13 @@ class Progress:
         self._writer.close()
 
     def _report(self, now: float) -> None:
-        figures = step_lib.summarize(self._totals)
+        metrics = step_lib.summarize(self._totals)
         if self._lap_step is not None:
             seconds = max(now - self._lap_began - self._lap_pauses, 1e-9)
-            figures["steps_per_second"] = (self._step - self._lap_step) / seconds
-        self._writer.write(self._step, figures)
+            metrics["steps_per_second"] = (self._step - self._lap_step) / seconds
+        self._writer.write(self._step, metrics)
         if self._write:
-            logger.info("%s", _line(self._step, self._last_step, figures))
+            logger.info("%s", _line(self._step, self._last_step, metrics))
         self._totals = None
         self._begin_lap(now)
 
@@ -123,16 +123,16 @@ class Progress:
         self._lap_began, self._lap_step, self._lap_pauses = now, self._step, 0.0
 
 
-def _line(step: int, last_step: int, figures: dict[str, float]) -> str:
-    parts = [f"step {step:>7,}/{last_step:,}", f"loss {figures['loss']:.4f}"]
+def _line(step: int, last_step: int, metrics: dict[str, float]) -> str:
+    parts = [f"step {step:>7,}/{last_step:,}", f"loss {metrics['loss']:.4f}"]
     parts += [
-        f"{name} {figures[key]:.4f}"
+        f"{name} {metrics[key]:.4f}"
         for name, key in (("indexing", "loss_indexing"), ("retrieval", "loss_retrieval"))
-        if key in figures
+        if key in metrics
     ]
-    if "steps_per_second" in figures:
-        parts.append(f"{figures['steps_per_second']:.1f} steps/s")
-        parts.append(f"left {_duration((last_step - step) / figures['steps_per_second'])}")
+    if "steps_per_second" in metrics:
+        parts.append(f"{metrics['steps_per_second']:.1f} steps/s")
+        parts.append(f"left {_duration((last_step - step) / metrics['steps_per_second'])}")
     return "  ".join(parts)
 
 

@@ -1,6 +1,6 @@
 """Training, of a differentiable search index or a baseline: one plain loop.
 
-The loop dispatches step t, then looks at the figures of step t - 1, so that it never waits for the
+The loop dispatches step t, then looks at the metrics of step t - 1, so that it never waits for the
 device; the batch of step t + 1 is made while the device computes. Whatever is saved is saved before
 anything long, so that SIGTERM may come at any time.
 """
@@ -21,7 +21,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dsi_jax.evaluation import evaluator, run_evaluator
+from dsi_jax.evaluation import evaluator
+from dsi_jax.evaluation.config import Metrics
+from dsi_jax.evaluation.final_report import BaselineResult
 from dsi_jax.evaluation.predictor import Interrupted
 from dsi_jax.evaluation.run_evaluator import RunEvaluator
 from dsi_jax.jobs.progress import Progress
@@ -113,8 +115,8 @@ def _train(run: Run, config_text: str, stop: _Stop | None = None) -> int:
         state, step, seconds = _loop(run, state, checkpointer, evaluations, stop, seconds)
         if step >= run.train_steps:
             with contextlib.suppress(Interrupted):
-                beside = _baseline(run, config_text, stop)
-                evaluations.finish(state.params, step, train_seconds=seconds, beside=beside)
+                baselines = _baseline(run, config_text, stop)
+                evaluations.finish(state.params, step, train_seconds=seconds, baselines=baselines)
                 return 0
     logger.info(
         "SIGTERM: saved step %s of %s in %s; the same command resumes it",
@@ -125,12 +127,11 @@ def _train(run: Run, config_text: str, stop: _Stop | None = None) -> int:
     return PREEMPTED
 
 
-def _baseline(run: Run, config_text: str, stop: _Stop) -> dict[str, run_evaluator.BaselineResult]:
+def _baseline(run: Run, config_text: str, stop: _Stop) -> dict[str, BaselineResult]:
     """Trains the baseline in MODEL_DIR/baseline, if there is one, for as many steps.
 
     Returns:
-      What the lead host is to report beside the run, by name: the figures of each target, and the
-      seconds of training.
+      The systems that the lead host reports with the run, by name.
 
     Raises:
       evaluator.Interrupted: SIGTERM came; the same command goes on.
@@ -141,7 +142,7 @@ def _baseline(run: Run, config_text: str, stop: _Stop) -> dict[str, run_evaluato
     title = config.method.title
     found = {}
     if config.clip_checkpoint is not None:
-        found[f"{title}, zero-shot"] = run_evaluator.BaselineResult(_zero_shot(config, stop), 0.0)
+        found[f"{title}, zero-shot"] = BaselineResult(_zero_shot(config, stop), 0.0)
     report = ModelDir(Path(config.model_dir)).report
     if partitioning.lead_says(not report.exists()):  # others may not see the lead's files
         logger.info("\nbaseline: %s, in %s", title, config.model_dir)
@@ -151,7 +152,7 @@ def _baseline(run: Run, config_text: str, stop: _Stop) -> dict[str, run_evaluato
             raise Interrupted
     if jax.process_index() == 0:  # it alone wrote that report, and writes this run's
         summary = json.loads(report.read_text("utf-8"))
-        found[title] = run_evaluator.BaselineResult(summary["test"], summary["train_seconds"])
+        found[title] = BaselineResult(summary["test"], summary["train_seconds"])
     return found
 
 
@@ -180,8 +181,8 @@ def _baseline_config(run: Run) -> TrainConfig:
     )
 
 
-def _zero_shot(config: TrainConfig, stop: _Stop) -> dict[str, run_evaluator.Figures]:
-    """The figures of a baseline's pretrained towers as they were lent, by target.
+def _zero_shot(config: TrainConfig, stop: _Stop) -> dict[str, Metrics]:
+    """Returns the metrics of a baseline's pretrained towers before any training, by target.
 
     Raises:
       evaluator.Interrupted: SIGTERM came.
@@ -305,19 +306,19 @@ def _loop(
 
 @contextlib.contextmanager
 def _evaluate(run: Run, evaluations: RunEvaluator) -> Iterator[Callable[[Any, int], None] | None]:
-    """What is measured while training goes on: the held-out loss, and the ranking of documents."""
+    """Yields what is measured while training goes on: the validation loss, then rankings."""
     if run.config.evaluation is None:
         yield None
         return
 
     def evaluate(params: Any, step: int) -> None:
-        held_out.run(params, step)
+        validation_loss.run(params, step)
         if step < run.train_steps:  # the last ranking is part of the report
             with contextlib.suppress(Interrupted):  # the loop ends then
                 evaluations.run(params, step)
 
-    held_out = run.new_validation_loss(write=jax.process_index() == 0)
-    with contextlib.closing(held_out):
+    validation_loss = run.new_validation_loss(write=jax.process_index() == 0)
+    with contextlib.closing(validation_loss):
         yield evaluate
 
 
