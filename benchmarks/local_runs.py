@@ -102,8 +102,8 @@ class Corpus:
                 "--gin.WARMUP_STEPS=2",
                 f"--gin.BEAM_SIZE={BEAMS}",
                 "--gin.BASELINE=None",
-                "--gin.evaluator.Evaluation.batch_size=8",  # leaves an uneven last batch
-                "--gin.evaluator.Evaluation.unconstrained=False",
+                "--gin.config.Evaluation.batch_size=8",  # leaves an uneven last batch
+                "--gin.config.Evaluation.unconstrained=False",
             ),
         )
 

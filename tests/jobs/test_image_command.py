@@ -115,7 +115,7 @@ def arguments(base, model_dir, *more, file="experiments/own_images.gin") -> list
         "--gin.TASK_FEATURE_LENGTHS={'inputs': 16}",
         "--gin.WARMUP_STEPS=2",
         "--gin.BEAM_SIZE=10",
-        "--gin.evaluator.Evaluation.batch_size=8",
+        "--gin.config.Evaluation.batch_size=8",
         *more,
     ]
 
@@ -256,7 +256,7 @@ def finetune(base, model_dir, *more) -> list[str]:
         "--gin.LEARNING_RATE=0.0",
         "--gin.TRAIN_STEPS=1",
         "--gin.EVAL_PERIOD=1",
-        "--gin.evaluator.Evaluation.unconstrained=False",
+        "--gin.config.Evaluation.unconstrained=False",
         *more,
         file="runs/finetune_images.gin",
     )

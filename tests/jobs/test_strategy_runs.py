@@ -25,7 +25,7 @@ def arguments(corpus, model_dir, *more):
         "--gin.BEAM_SIZE=4",
         "--gin.CHUNK_RATIO=0",
         "--gin.EVAL_PERIOD=1000",
-        "--gin.evaluator.Evaluation.num_documents=8",
+        "--gin.config.Evaluation.num_documents=8",
         *more,
     ]
 

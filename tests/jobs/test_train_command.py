@@ -158,7 +158,7 @@ def test_evaluation_on_four_devices_equals_that_on_one(tmp_path):
         model_dir,
         "--gin.TRAIN_STEPS=20",
         "--gin.EVAL_PERIOD=10",
-        "--gin.evaluator.Evaluation.batch_size=30",  # four devices make it 32
+        "--gin.config.Evaluation.batch_size=30",  # four devices make it 32
     )
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
     subprocess.run(command, env=environment, check=True)
