@@ -44,7 +44,7 @@ def embed(
 
     Args:
       embedder: what embeds them.
-      output: the .npy file to write; the keys go beside it.
+      output: the .npy file to write; the keys go next to it.
       corpus: the documents; or
       images: a directory of images, with the next two as in `prepare.DataConfig`.
       captions: the file of their captions.
@@ -75,10 +75,17 @@ def embed(
     if dry_run:
         logger.info("would embed %s documents by %s to %s", f"{len(documents):,}", described, path)
         return
+    _embed(embedder, documents, path, random_seed, rows_a_part)
+
+
+def _embed(
+    embedder: Embedder | ImageEmbedder, documents: AnyCorpus, path: Path, seed: int, most: int
+) -> None:
+    """Writes vectors and keys; all hosts take part, `most` documents at a time."""
     check_writable(path.parent)
-    rows = _own_rows(len(documents), embedder, rows_a_part)
+    rows = _own_rows(len(documents), embedder, most)
     with _shared_file(path) as temporary:
-        width = _embed_parts(embedder, documents, rows, random_seed, temporary)
+        width = _embed_parts(embedder, documents, rows, seed, temporary)
         _wait("dsi_jax embedded")
         if jax.process_index() == 0:
             precomputed.write_keys(path, documents.keys)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import seqio
 
 from dsi_jax.data.corpora.any_corpus import AnyCorpus
@@ -16,6 +17,7 @@ from dsi_jax.evaluation.bm25 import BM25
 from dsi_jax.evaluation.config import Evaluation, Metrics, Target
 from dsi_jax.evaluation.evaluator import Evaluator, candidates, has_texts, queries_hash
 from dsi_jax.evaluation.predictor import Predictor
+from dsi_jax.methods.base import Collection
 from dsi_jax.prepare import assets
 from dsi_jax.prepare.data_config import DataConfig
 from dsi_jax.retriever import Retriever
@@ -68,7 +70,6 @@ def evaluate(
     """
     del config_text
     retriever = Retriever.load(model_dir, step=step, docid_table=docid_table, beam_size=1)
-    loaded = retrieval = tasks = None
     seed = retriever.metadata.get("corpus_seed", 42) if random_seed is None else random_seed
     data = DataConfig(
         corpus=corpus,
@@ -79,52 +80,94 @@ def evaluate(
         protocol=protocol,
         skip_unreadable=skip_unreadable,
     )
-    collection = retriever.collection
-    if corpus is not None or images is not None:
-        loaded, external = assets.load_corpus_for(data)
-        _check_corpus(loaded, images or corpus, seed, retriever)
-        if data.of_images:
-            collection = dataclasses.replace(collection, images=loaded.images)
-        if not external and data.of_images:
-            tasks = assets.register_tasks(loaded, data, with_mixture=True)
-            retrieval = tasks.retrieval
-            mixture_or_task_name = mixture_or_task_name or tasks.mixture
-        elif not external:
-            retrieval = text_tasks.register_retrieval_task(loaded)
-            mixture_or_task_name = mixture_or_task_name or retrieval
-    if mixture_or_task_name is None:
-        raise ValueError("CORPUS is None, so MIXTURE_OR_TASK_NAME must be given")
-    targets = _targets(mixture_or_task_name, split, evaluation.num_queries)
-    output = Path(output_dir) if output_dir else ModelDir(model_directory(model_dir)).eval
+    opened = _open(data, retriever)
+    targets = _targets(opened.mixture_or_task_name, split, evaluation.num_queries)
     if dry_run:
         logger.info("would evaluate %s", ", ".join(target.name for target in targets))
         return
+    output = Path(output_dir) if output_dir else ModelDir(model_directory(model_dir)).eval
+    _evaluate(opened, retriever, evaluation, targets, output)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """What an index is evaluated on.
+
+    Attributes:
+      mixture_or_task_name: a registered mixture or task.
+      collection: the documents to rank.
+      seed: seed of the corpus's splits and of samples.
+      corpus: the corpus; None where the task is another project's.
+      tasks: tasks of a corpus of images, which say what may be found.
+      retrieval: name of the corpus's own retrieval task.
+    """
+
+    mixture_or_task_name: str
+    collection: Collection
+    seed: int
+    corpus: AnyCorpus | None = None
+    tasks: text_tasks.CorpusTasks | None = None
+    retrieval: str | None = None
+
+
+def _open(data: DataConfig, retriever: Retriever) -> _Opened:
+    """Loads the corpus, if there is one, and registers its tasks.
+
+    Raises:
+      ValueError, OSError: bad input, named.
+    """
+    name, collection, seed = data.mixture_or_task_name, retriever.collection, data.seed
+    if data.corpus is None and data.images is None:
+        if name is None:
+            raise ValueError("CORPUS is None, so MIXTURE_OR_TASK_NAME must be given")
+        return _Opened(name, collection, seed)
+    corpus, external = assets.load_corpus_for(data)
+    _check_corpus(corpus, data.images or data.corpus, seed, retriever)
+    if data.of_images:
+        collection = dataclasses.replace(collection, images=corpus.images)
+    if external:
+        return _Opened(name, collection, seed, corpus)
+    if data.of_images:
+        tasks = assets.register_tasks(corpus, data, with_mixture=True)
+        return _Opened(name or tasks.mixture, collection, seed, corpus, tasks, tasks.retrieval)
+    retrieval = text_tasks.register_retrieval_task(corpus)
+    return _Opened(name or retrieval, collection, seed, corpus, None, retrieval)
+
+
+def _evaluate(
+    opened: _Opened,
+    retriever: Retriever,
+    evaluation: Evaluation,
+    targets: Sequence[Target],
+    output: Path,
+) -> None:
+    """Ranks the documents for each target and prints a table of its metrics."""
     check_writable(output)
-    rows = candidates(loaded, tasks, targets[0])  # the same for all, as the split is
-    predictor = Predictor(
-        retriever.method.new_ranker(
-            retriever.model,
-            collection,
-            evaluation.ranking(retriever.method),
-            rows=rows,
-        ),
-        inputs=collection.inputs,
-        batch_size=evaluation.batch_size,
-    )
+    rows = candidates(opened.corpus, opened.tasks, targets[0])  # all are of one split
     evaluator = Evaluator(
         targets,
-        keys=collection.table.keys,
-        feature_lengths=collection.lengths,
+        keys=opened.collection.table.keys,
+        feature_lengths=opened.collection.lengths,
         output_dir=output,
-        seed=seed,
+        seed=opened.seed,
     )
+    predictor = _predictor(opened.collection, retriever, evaluation, rows)
     metrics = evaluator.evaluate(predictor, retriever.params, retriever.step)
     for target in targets:
         systems: dict[str, Metrics] = {retriever.method.title: metrics[target.name]}
-        if loaded is not None and target.task == retrieval and has_texts(loaded, rows):
-            systems["BM25"] = BM25(loaded, rows).evaluate(split)
+        is_own = opened.corpus is not None and target.task == opened.retrieval
+        if is_own and has_texts(opened.corpus, rows):
+            systems["BM25"] = BM25(opened.corpus, rows).evaluate(target.split)
         logger.info("\n%s", "\n".join(tables.split_lines(target.name, systems)))
     logger.info("files: %s", output)
+
+
+def _predictor(
+    collection: Collection, retriever: Retriever, evaluation: Evaluation, rows: np.ndarray | None
+) -> Predictor:
+    ranking = evaluation.ranking(retriever.method)
+    ranker = retriever.method.new_ranker(retriever.model, collection, ranking, rows=rows)
+    return Predictor(ranker, inputs=collection.inputs, batch_size=evaluation.batch_size)
 
 
 def _check_corpus(loaded: AnyCorpus, name: str, seed: int, retriever: Retriever) -> None:

@@ -1,16 +1,17 @@
-"""Ranks documents for a file of queries."""
+"""Ranks documents for a file of queries: `dsi-jax infer`."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dsi_jax.evaluation import trec
 from dsi_jax.evaluation.config import Evaluation
+from dsi_jax.ranking.hits import Hit
 from dsi_jax.retriever import Retriever
 from dsi_jax.training.checkpoints import check_writable
 from dsi_jax.utils import atomic_files
@@ -64,22 +65,35 @@ def infer(
     check_writable(output)
     ranked = retriever.search_batch(texts, num_results)
     stem = output / Path(queries).stem
+    _write_hits(stem.with_suffix(".jsonl"), ids, texts, ranked)
+    _write_trec(stem.with_suffix(".trec"), ids, ranked, retriever.collection.table.keys)
+    logger.info("ranked %d queries: %s.jsonl, %s.trec", len(ids), stem, stem)
+
+
+def _write_hits(
+    path: Path, ids: Sequence[str], texts: Sequence[str], ranked: Sequence[Sequence[Hit]]
+) -> None:
+    """Writes a line of JSON a query."""
     with (
-        atomic_files.replacing(stem.with_suffix(".jsonl")) as temporary,
+        atomic_files.replacing(path) as temporary,
         temporary.open("w", encoding="utf-8") as file,
     ):
         for query_id, text, hits in zip(ids, texts, ranked, strict=True):
             results = [{"key": hit.key, "score": hit.score} for hit in hits]
             print(json.dumps({"id": query_id, "text": text, "hits": results}), file=file)
+
+
+def _write_trec(
+    path: Path, ids: Sequence[str], ranked: Sequence[Sequence[Hit]], keys: Sequence[str]
+) -> None:
+    """Writes a TREC run."""
+    num_results = max(map(len, ranked))
     rows = np.full((len(ids), num_results), -1, np.int32)
     scores = np.full((len(ids), num_results), -np.inf, np.float32)
     for i, hits in enumerate(ranked):
         rows[i, : len(hits)] = [hit.row for hit in hits]
         scores[i, : len(hits)] = [hit.score for hit in hits]
-    trec.write_trec_run(
-        stem.with_suffix(".trec"), ids, rows, scores, retriever.collection.table.keys
-    )
-    logger.info("ranked %d queries: %s.jsonl, %s.trec", len(ids), stem, stem)
+    trec.write_trec_run(path, ids, rows, scores, keys)
 
 
 def read_queries(path: Path) -> tuple[list[str], list[str]]:
