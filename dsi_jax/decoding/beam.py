@@ -54,9 +54,32 @@ def beam_search(
     if beam_size < 1:
         raise ValueError(f"beam_size is {beam_size}; expected at least 1")
     num_results = beam_size if num_results is None else num_results
+    docids = _find(
+        decode,
+        memory,
+        mask,
+        constraint=constraint,
+        beam_size=beam_size,
+        renormalize=renormalize,
+        finished=finished,
+    )
+    return documents_of(constraint, docids, num_results)
+
+
+def _find(
+    decode: DecodeFns,
+    memory: Any,
+    mask: jax.Array,
+    *,
+    constraint: Constraint,
+    beam_size: int,
+    renormalize: bool,
+    finished: finished_pool.AsGenerate | None,
+) -> Docids:
+    """Finds the best docids by the search that fits the constraint; see `beam_search`."""
     if constraint.length == 1 and isinstance(constraint, TrieConstraint):
         # Whatever is done about finished docids, all end here.
-        docids = atomic_search(
+        return atomic_search(
             decode,
             memory,
             mask,
@@ -64,7 +87,7 @@ def beam_search(
             beam_size=beam_size,
             renormalize=renormalize,
         )
-    elif finished is None:
+    if finished is None:
         beams, _ = decode_levels(
             decode,
             memory,
@@ -74,19 +97,17 @@ def beam_search(
             renormalize=renormalize,
         )
         place = constraint.docids(beams.state, beams.tokens)
-        docids = Docids(place, beams.scores, beams.live, beams.tokens)
-    else:
-        _, pool = decode_levels(
-            decode,
-            memory,
-            mask,
-            constraint=constraint,
-            pick=finished_pool.Pooling(beam_size, finished),
-            extra=finished_pool.empty_pool(mask.shape[0], beam_size, constraint.length),
-            renormalize=renormalize,
-        )
-        docids = finished_pool.docids_of(pool, constraint)
-    return documents_of(constraint, docids, num_results)
+        return Docids(place, beams.scores, beams.live, beams.tokens)
+    _, pool = decode_levels(
+        decode,
+        memory,
+        mask,
+        constraint=constraint,
+        pick=finished_pool.Pooling(beam_size, finished),
+        extra=finished_pool.empty_pool(mask.shape[0], beam_size, constraint.length),
+        renormalize=renormalize,
+    )
+    return finished_pool.docids_of(pool, constraint)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,24 +113,9 @@ def build_trie(
         not declared, the tree has more edges than int32 counts, `like` has docids of another
         length, `depth` is not below L, or `rows` are not rows of the table.
     """
-    largest = int(table.tokens.max())
-    if largest >= table.vocab_size:
-        raise ValueError(
-            f"docid table holds token {largest}; expected tokens below its vocab_size "
-            f"{table.vocab_size}"
-        )
     if depth is not None and not 0 <= depth < table.length:
         raise ValueError(f"depth is {depth}; expected one of 0 to {table.length - 1}")
-    order = table.order
-    if rows is not None:
-        order = order[np.isin(order, _checked_rows(rows, len(order)))]
-    tokens_UxL = table.tokens[order]
-    runs = None
-    if table.tie_seed is not None:
-        opens = np.ones(len(tokens_UxL), bool)
-        opens[1:] = (tokens_UxL[1:] != tokens_UxL[:-1]).any(axis=1)
-        runs = np.flatnonzero(opens)
-        tokens_UxL = tokens_UxL[runs]
+    order, tokens_UxL, runs = _docids_of(table, rows)
     if like is not None and like.length != tokens_UxL.shape[1]:
         raise ValueError(
             f"like has docids of {like.length} tokens; expected the table's {tokens_UxL.shape[1]}"
@@ -143,11 +128,7 @@ def build_trie(
     num_edges = sum(map(len, edges))
     num_ids = num_edges + len(tokens_UxL)
     count = len(order)
-    jump = _jump(levels.company, len(edges), tokens_UxL.shape)
-    widths = [_width_bucket(width) for width in levels.widths]
-    if like is not None:
-        widths = [_kept(width, old) for width, old in zip(widths, like.widths, strict=True)]
-        jump = like.jump if like.depth == len(edges) else jump
+    widths, jump = _choices(levels, tokens_UxL.shape, like)
     # A slice of a level's width may start at any id; of docids of one token, only at the first.
     sliced = widths if len(widths) > 1 else [max(widths[0] - len(tokens_UxL), 0)]
     room = [max(part, default=0) for part in (sliced[: len(edges)], sliced[len(edges) :])]
@@ -167,6 +148,29 @@ def build_trie(
         jump=jump,
         vocab_size=table.vocab_size,
     )
+
+
+def _docids_of(
+    table: DocidTable, rows: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """The rows in the order of their docids, the distinct docids, and `Trie.runs` unpadded."""
+    largest = int(table.tokens.max())
+    if largest >= table.vocab_size:
+        raise ValueError(
+            f"docid table holds token {largest}; expected tokens below its vocab_size "
+            f"{table.vocab_size}"
+        )
+    order = table.order
+    if rows is not None:
+        order = order[np.isin(order, _checked_rows(rows, len(order)))]
+    tokens_UxL = table.tokens[order]
+    runs = None
+    if table.tie_seed is not None:
+        opens = np.ones(len(tokens_UxL), bool)
+        opens[1:] = (tokens_UxL[1:] != tokens_UxL[:-1]).any(axis=1)
+        runs = np.flatnonzero(opens)
+        tokens_UxL = tokens_UxL[runs]
+    return order, tokens_UxL, runs
 
 
 def _checked_rows(rows: np.ndarray, num_documents: int) -> np.ndarray:
@@ -234,6 +238,19 @@ def _levels(tokens_UxL: np.ndarray, depth: int | None) -> _Levels:
         widths.append(1 + int(runs.max(initial=0)))
         tied = tied[column_U[tied] == column_U[tied - 1]]
     return _Levels(edges, indptr, widths, crowded, company, tied)
+
+
+def _choices(
+    levels: _Levels, shape: tuple[int, int], like: Trie | None
+) -> tuple[list[int], int | None]:
+    """`Trie.widths` and `Trie.jump`, those of `like` wherever they are possible."""
+    depth = len(levels.edges)
+    jump = _jump(levels.company, depth, shape)
+    widths = [_width_bucket(width) for width in levels.widths]
+    if like is not None:
+        widths = [_kept(width, old) for width, old in zip(widths, like.widths, strict=True)]
+        jump = like.jump if like.depth == depth else jump
+    return widths, jump
 
 
 def _jump(company: list[int], depth: int, shape: tuple[int, int]) -> int | None:

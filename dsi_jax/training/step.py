@@ -94,8 +94,8 @@ def make_train_step(
       augment: changes images at random, on the device, before the model sees them.
 
     Returns:
-      The step. Its metrics are those of the loss, and `grad_norm` (before
-      clipping), `param_norm` and `learning_rate`, each a Mean of float32 [] on the device.
+      The step. Its metrics are those of the loss, and `grad_norm` (before clipping), `param_norm`
+      and `learning_rate`, each a Mean of float32 [] on the device.
 
     Raises:
       ValueError: microbatches is below 1.
@@ -103,46 +103,22 @@ def make_train_step(
     if microbatches < 1:
         raise ValueError(f"microbatches is {microbatches}, expected at least 1")
 
-    def loss_sum(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        if augment is not None:
-            batch = _augmented(batch, augment, jax.random.fold_in(key, _AUGMENT))
-        variables = {"params": stop_frozen(groups, params)}
-        outputs = model.apply(variables, batch, deterministic=False, rngs={"dropout": key})
-        return loss(outputs, batch)
-
-    def gradient_sum(params: Any, batch: Any, key: jax.Array) -> tuple[Any, Metrics]:
-        grads, metrics = jax.grad(loss_sum, has_aux=True)(params, batch, key)
-        # Said here, so that each device sums its own part of a gradient and never holds all of it.
-        return jax.lax.with_sharding_constraint(grads, state_shardings.params), metrics
+    gradient_sum = _gradient_sum(model, state_shardings.params, groups, loss, augment)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        if microbatches == 1:
-            grads, metrics = gradient_sum(state.params, batch, key)
-        else:
-            grads, metrics = _accumulate(gradient_sum, state.params, batch, key, microbatches)
+        grads, metrics = _accumulate(gradient_sum, state.params, batch, key, microbatches)
         # The sum is divided once, by the count of the whole batch: parts need not be equal.
         count = jnp.maximum(metrics["loss"].count, 1.0)
         grads = jax.tree.map(lambda grad: grad / count, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics |= {
-            "grad_norm": _single(optax.tree.norm(grads)),
-            "param_norm": _single(optax.tree.norm(state.params)),
-            "learning_rate": _single(learning_rate(state.step)),
-        }
-        new_state = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            opt_state=opt_state,
-        )
-        return new_state, metrics
+        metrics |= _norms(grads, state.params)
+        metrics["learning_rate"] = _single(learning_rate(state.step))
+        number, params = state.step + 1, optax.apply_updates(state.params, updates)
+        return state.replace(step=number, params=params, opt_state=opt_state), metrics
 
-    jitted = jax.jit(
-        step,
-        out_shardings=(state_shardings, partitioning.replicated(mesh)),
-        donate_argnums=0,
-    )
-    return TrainStep(jitted, mesh, rules)
+    out_shardings = (state_shardings, partitioning.replicated(mesh))
+    return TrainStep(jax.jit(step, out_shardings=out_shardings, donate_argnums=0), mesh, rules)
 
 
 def make_eval_step(
@@ -193,6 +169,30 @@ def summarize(metrics: Metrics) -> dict[str, float]:
     }
 
 
+def _gradient_sum(
+    model: nn.Module,
+    shardings: Any,
+    groups: Sequence[ParamGroup],
+    loss: Loss,
+    augment: Augment | None,
+) -> Callable[[Any, Any, jax.Array], tuple[Any, Metrics]]:
+    """The function (params, batch, key) -> (gradient of the summed loss, metrics)."""
+
+    def loss_sum(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        if augment is not None:
+            batch = _augmented(batch, augment, jax.random.fold_in(key, _AUGMENT))
+        variables = {"params": stop_frozen(groups, params)}
+        outputs = model.apply(variables, batch, deterministic=False, rngs={"dropout": key})
+        return loss(outputs, batch)
+
+    def gradient_sum(params: Any, batch: Any, key: jax.Array) -> tuple[Any, Metrics]:
+        grads, metrics = jax.grad(loss_sum, has_aux=True)(params, batch, key)
+        # Said here, so that each device sums its own part of a gradient and never holds all of it.
+        return jax.lax.with_sharding_constraint(grads, shardings), metrics
+
+    return gradient_sum
+
+
 def _augmented(batch: Any, augment: Augment, key: jax.Array) -> Any:
     """The batch with the images of its queries changed; documents stay as they are."""
     if "image" not in batch:
@@ -204,6 +204,8 @@ def _accumulate(
     gradient_sum: Any, params: Any, batch: Any, key: jax.Array, microbatches: int
 ) -> tuple[Any, Metrics]:
     """Sums gradients and metrics over the microbatches, one after the other."""
+    if microbatches == 1:
+        return gradient_sum(params, batch, key)
     groups = math.gcd(*(len(leaf) for leaf in jax.tree.leaves(batch)))
     if groups % microbatches:
         raise ValueError(
@@ -233,6 +235,13 @@ def _split(leaf: jax.Array, groups: int, microbatches: int) -> jax.Array:
     rest = leaf.shape[1:]
     grouped = leaf.reshape(groups // microbatches, microbatches, len(leaf) // groups, *rest)
     return jnp.moveaxis(grouped, 1, 0).reshape(microbatches, -1, *rest)
+
+
+def _norms(grads: Any, params: Any) -> Metrics:
+    return {
+        "grad_norm": _single(optax.tree.norm(grads)),
+        "param_norm": _single(optax.tree.norm(params)),
+    }
 
 
 def _single(value: jax.Array) -> Mean:

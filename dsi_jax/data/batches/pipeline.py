@@ -12,7 +12,7 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,60 +80,41 @@ class TrainPipeline:
             modality would get no example, or the strategy makes targets of images.
         """
         self._collator = collate.Collator(table, inputs, strategy)
-        if num_parts < 1 or batch_size < 1 or batch_size % (num_parts * microbatches):
-            raise ValueError(
-                f"a batch of {batch_size} does not divide into {num_parts} parts of {microbatches} "
-                "microbatches"
-            )
-        self._parts = range(num_parts) if parts is None else tuple(parts)
-        if not set(self._parts) <= set(range(num_parts)):
-            raise ValueError(f"parts {self._parts} are not all among {num_parts} parts")
-        self.batch_size = batch_size
-        self.split = split
-        self.step = 0
+        self._parts = _checked_parts(parts, num_parts, batch_size, microbatches)
+        self.batch_size, self.split, self.step = batch_size, split, 0
         self._num_parts = num_parts
-
-        provider = seqio.get_mixture_or_task(mixture_or_task_name)
-        rates = _rates_per_task(provider, split)
-        if use_cached:
-            rates = {cached_tasks.read(task, split): rate for task, rate in rates.items()}
-        for task in rates:
-            _check_corpus(task, table, split, use_cached)
-        if shuffle:
-            rates = {_endless(task): rate for task, rate in rates.items()}
+        rates = _tasks(mixture_or_task_name, table, split, use_cached, shuffle)
         sizes = [task.num_input_examples(split) for task in rates]
         self.num_examples = None if None in sizes else sum(sizes)
         self._rates = {task.name: rate for task, rate in rates.items()}
         mixtures = _mixture_per_modality(rates, split)
-        if IMAGE in mixtures and strategy.needs_text_space:
-            raise ValueError(
-                f"INDEXING_STRATEGY is {strategy.name!r}, and an image cannot be a target; "
-                "expected 'inputs2targets'"
-            )
+        _check_strategy(strategy, mixtures)
         self._asked = {m: mixture.total_rate for m, mixture in mixtures.items()}
         self._sizes = stream_sizes(self._asked, batch_size, num_parts * microbatches)
-        self._identity = {
-            "version": _STATE_VERSION,
-            "name": mixture_or_task_name,
-            "split": split,
-            "rates": self._rates,
-            "batch_size": batch_size,
-            # Of num_parts only what it changes: another mesh may continue the stream.
-            "stream_sizes": self._sizes,
-            "seed": seed,
-            "shuffle": shuffle,
-            "use_cached": use_cached,
-            "strategy": strategy.name,
-        }
+        self._identity = self._decisive(mixture_or_task_name, seed, shuffle, strategy)
         if use_cached:
-            self._identity["caches"] = {
-                task.name: getattr(task.source, "fingerprint", None) for task in rates
-            }
+            self._identity |= {"use_cached": True, "caches": _fingerprints(rates)}
         self._datasets = {
             modality: _dataset(mixture, inputs.length, self._sizes[modality], split, seed, shuffle)
             for modality, mixture in mixtures.items()
         }
         self._iterators = {modality: iter(ds) for modality, ds in self._datasets.items()}
+
+    def _decisive(self, name: str, seed: int, shuffle: bool, strategy: Strategy) -> dict[str, Any]:
+        """What decides the order of examples: a saved state continues only the same."""
+        return {
+            "version": _STATE_VERSION,
+            "name": name,
+            "split": self.split,
+            "rates": self._rates,
+            "batch_size": self.batch_size,
+            # Of num_parts only what it changes: another mesh may continue the stream.
+            "stream_sizes": self._sizes,
+            "seed": seed,
+            "shuffle": shuffle,
+            "use_cached": False,
+            "strategy": strategy.name,
+        }
 
     def __iter__(self) -> TrainPipeline:
         return self
@@ -288,6 +269,48 @@ class _FullShuffleMixture(seqio.Mixture):
             try_in_mem_cache=try_in_mem_cache,
         )
         return dataset.map(lambda example: {k: example[k] for k in output_feature_keys})
+
+
+def _checked_parts(
+    parts: Sequence[int] | None, num_parts: int, batch_size: int, microbatches: int
+) -> Sequence[int]:
+    """A host's parts of a batch; refuses those that do not divide it."""
+    if num_parts < 1 or batch_size < 1 or batch_size % (num_parts * microbatches):
+        raise ValueError(
+            f"a batch of {batch_size} does not divide into {num_parts} parts of {microbatches} "
+            "microbatches"
+        )
+    parts = range(num_parts) if parts is None else tuple(parts)
+    if not set(parts) <= set(range(num_parts)):
+        raise ValueError(f"parts {parts} are not all among {num_parts} parts")
+    return parts
+
+
+def _check_strategy(strategy: Strategy, modalities: Container[str]) -> None:
+    if IMAGE in modalities and strategy.needs_text_space:
+        raise ValueError(
+            f"INDEXING_STRATEGY is {strategy.name!r}, and an image cannot be a target; "
+            "expected 'inputs2targets'"
+        )
+
+
+def _tasks(
+    name: str, table: DocidTable, split: str, use_cached: bool, shuffle: bool
+) -> dict[seqio.Task, float]:
+    """The tasks of a mixture that have the split, checked and as they are read, and their rates."""
+    rates = _rates_per_task(seqio.get_mixture_or_task(name), split)
+    if use_cached:
+        rates = {cached_tasks.read(task, split): rate for task, rate in rates.items()}
+    for task in rates:
+        _check_corpus(task, table, split, use_cached)
+    if shuffle:
+        rates = {_endless(task): rate for task, rate in rates.items()}
+    return rates
+
+
+def _fingerprints(tasks: Iterable[seqio.Task]) -> dict[str, str | None]:
+    """What tells the caches of tasks from others, by the names of the tasks."""
+    return {task.name: getattr(task.source, "fingerprint", None) for task in tasks}
 
 
 def _rates_per_task(provider: seqio.Task | seqio.Mixture, split: str) -> dict[seqio.Task, float]:
