@@ -18,7 +18,9 @@ import sys
 import hypothesis
 import pytest
 
-gc.set_threshold(20_000)  # as the commands do
+from dsi_jax.cli import terminal
+
+gc.set_threshold(terminal.COLLECT_EVERY)  # as the commands do
 
 # On a busy machine an example takes any time.
 hypothesis.settings.register_profile("no_deadline", deadline=None)

@@ -1,6 +1,9 @@
 """How the processes of a run find each other: by flags, or by what SLURM, Kubernetes or a TPU says.
 
-On a TPU slice JAX reads the slice's metadata itself.
+On a TPU slice JAX reads the slice's metadata itself. Under SLURM JAX would give each process the
+GPU of its number even where a process has a whole node, and on Kubernetes it asks the cluster's
+API, which needs a package and a permission; neither says whom it waits for. Those two are therefore
+read here, from the variables alone.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import NoReturn, TextIO
 
 # Objects between two collections of garbage. The libraries make millions that stay: by Python's
 # default, going through them again and again takes 1.5 s of the 20 of a run of a few steps.
-_COLLECT_EVERY = 20_000
+COLLECT_EVERY = 20_000
 
 
 def guarded(call: Callable[[], int | None], *, show_traceback: bool) -> int:
@@ -45,7 +45,7 @@ def set_up() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("USE_TORCH", "0")  # transformers would import torch and tensorflow
     os.environ.setdefault("USE_TF", "0")
-    gc.set_threshold(_COLLECT_EVERY)
+    gc.set_threshold(COLLECT_EVERY)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("dsi_jax")

@@ -75,16 +75,13 @@ def load_clip_config(
     return ClipConfig(text_config, vision_config, own.projection_dim)
 
 
-def load_clip(
-    source: str | Path, config: ClipConfig | None = None, *, interpolation: str = "antialiased"
-) -> tuple[ClipConfig, Params]:
+def load_clip(source: str | Path, config: ClipConfig | None = None) -> tuple[ClipConfig, Params]:
     """Reads a CLIP of Hugging Face.
 
     Args:
       source: a directory or a hub id, see `local_directory`.
-      config: what to read, from `load_clip_config`; all there is if None.
-      interpolation: of the position embeddings, where the config asks for another image size; see
-        `resize_positions`.
+      config: what to read, from `load_clip_config`; all there is if None. Where it asks for another
+        image size, the position embeddings are interpolated, see `resize_positions`.
 
     Returns:
       The config and the parameters, float32 NumPy arrays under the paths of `Clip`.
@@ -104,9 +101,7 @@ def load_clip(
     )
     flat = _read(directory, param_shapes(stored))
     if config.vision and config.vision.grid_size != own.vision.grid_size:
-        flat[_POSITIONS] = resize_positions(
-            flat[_POSITIONS], config.vision.grid_size, interpolation
-        )
+        flat[_POSITIONS] = resize_positions(flat[_POSITIONS], config.vision.grid_size)
     return config, unflatten_dict(flat, sep="/")
 
 

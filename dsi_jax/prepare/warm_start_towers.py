@@ -78,7 +78,7 @@ class PretrainedTowers:
         flat = self.load()
         grid = _image_config(config).grid_size
         if self.image is not None and grid != self.image.grid_size:
-            flat[_POSITIONS] = resize_positions(flat[_POSITIONS], grid, "antialiased")
+            flat[_POSITIONS] = resize_positions(flat[_POSITIONS], grid)
         own = traverse_util.flatten_dict(params, sep="/")
         lent: dict[str, Any] = {}
         for path, value in flat.items():

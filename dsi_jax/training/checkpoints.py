@@ -59,16 +59,12 @@ class Checkpointer:
     All processes of a run call the same methods in the same order.
     """
 
-    def __init__(
-        self, model_dir: epath.PathLike, *, keep: int = 3, keep_best: str | None = None
-    ) -> None:
+    def __init__(self, model_dir: epath.PathLike, *, keep: int = 3) -> None:
         """Opens MODEL_DIR; nothing is written before the first save.
 
         Args:
           model_dir: the directory; also gs://.
           keep: how many of the latest checkpoints stay.
-          keep_best: name of a metric given to `save`; the checkpoint with the largest value stays
-            as well.
 
         Raises:
           ValueError: keep is below 1.
@@ -77,7 +73,6 @@ class Checkpointer:
             raise ValueError(f"keep is {keep}, expected at least 1 checkpoint")
         self._model_dir = _absolute(model_dir)
         self._keep = keep
-        self._keep_best = keep_best
         self._passed_over: set[int] = set()
         self._own_step: int | None = None
         self._pending: int | None = None
@@ -93,7 +88,6 @@ class Checkpointer:
         *,
         data: bytes,
         metadata: Mapping[str, Any],
-        metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Starts to save; returns as soon as the state's arrays may be donated.
 
@@ -107,7 +101,6 @@ class Checkpointer:
           state: the state; its arrays are global.
           data: the input pipeline's state, the same on all processes.
           metadata: JSON-able: model, tokenizer, table hash.
-          metrics: values at this step; `keep_best` names one of them.
 
         Raises:
           OSError: MODEL_DIR cannot be written, or the save before failed; both name the path.
@@ -121,7 +114,7 @@ class Checkpointer:
         record = {
             "format_version": FORMAT_VERSION,
             "step": step,
-            "metrics": dict(metrics or {}),
+            "metrics": {},  # a part of the format that nothing fills
             "metadata": dict(metadata),
         }
         args = ocp.args.Composite(
@@ -291,24 +284,11 @@ class Checkpointer:
 
     def _prune(self) -> None:
         steps = _steps(self._model_dir)
-        kept = set(steps[-self._keep :])
-        if self._keep_best is not None:
-            values = {step: self._metric(step) for step in steps}
-            ranked = [step for step in steps if values[step] is not None]
-            if ranked:
-                kept.add(max(ranked, key=lambda step: values[step]))
-        for step in set(steps) - kept:
+        for step in steps[: -self._keep]:
             # Renamed first: a process killed now leaves nothing that looks like a checkpoint.
             doomed = self._directory(step).with_name(f"{checkpoint_name(step)}.deleting")
             self._directory(step).rename(doomed)
             doomed.rmtree()
-
-    def _metric(self, step: int) -> float | None:
-        try:
-            return _read_record(self._directory(step))["metrics"].get(self._keep_best)
-        except ValueError as error:
-            warnings.warn(f"not kept as the best: {error}", stacklevel=2)
-            return None
 
 
 def check_writable(model_dir: epath.PathLike) -> None:

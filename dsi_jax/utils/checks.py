@@ -85,6 +85,8 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
+# beartype's `is_bearable` would take True for a whole number and a text for a list of texts, looks
+# into a list at random, and refuses to check a Protocol that is not `runtime_checkable`.
 def _fits(value: Any, annotation: Any) -> bool:
     return any(_fits_one(value, kind) for kind in _alternatives(annotation))
 

@@ -176,44 +176,42 @@ def test_text_states_equal_torch(torch, tmp_path, eos_token_id: int) -> None:
 @PATCH_SIZES
 @pytest.mark.parametrize("image_size", [32, 80])
 def test_interpolated_positions_equal_torch(torch, tmp_path, patch_size, image_size) -> None:
-    """Exactly with the kernel that transformers uses; by default a smoother one, as in OpenCLIP."""
+    """A model of another image size is transformers' of that size with interpolated positions."""
     from transformers import CLIPVisionConfig
 
     options = vision_options(patch_size=patch_size)
     model = random_torch_model(torch, "CLIPVisionModel", CLIPVisionConfig(**options))
     model.save_pretrained(tmp_path)
+    config = load_clip_config(tmp_path, image_size=image_size)
+    _, params = load_clip(tmp_path, config)
+    positions = params["vision_model"]["embeddings"]["position_embedding"]["embedding"]
+    assert positions.shape[0] == 1 + (image_size // patch_size) ** 2
+    name = "vision_model.embeddings.position_embedding.weight"
+    weights = {key: value for key, value in model.state_dict().items() if "position" not in key}
+    other = type(model)(CLIPVisionConfig(**options | {"image_size": image_size})).eval()
+    missing, unknown = other.load_state_dict(
+        weights | {name: torch.tensor(np.array(positions))}, strict=False
+    )
+    assert not unknown and all("position_ids" in key for key in missing)
     pixels = images(image_size)
     with torch.no_grad():
-        expected = model(torch_images(torch, pixels), interpolate_pos_encoding=True)
-    config = load_clip_config(tmp_path, image_size=image_size)
-    _, params = load_clip(tmp_path, config, interpolation="plain")
+        expected = other(torch_images(torch, pixels))
     states, _ = run(ClipVisionTransformer(config.vision), params["vision_model"], pixels)
     np.testing.assert_allclose(states, expected.last_hidden_state, **TOLERANCE)
-    _, smoother = load_clip(tmp_path, config)
-    positions = smoother["vision_model"]["embeddings"]["position_embedding"]["embedding"]
-    assert positions.shape[0] == 1 + (image_size // patch_size) ** 2
-    assert not np.allclose(
-        positions, params["vision_model"]["embeddings"]["position_embedding"]["embedding"]
-    )
 
 
 @pytest.mark.parametrize(("old", "new"), [(7, 9), (14, 24), (24, 16), (3, 1), (5, 5)])
 def test_positions_equal_torchs_interpolation(torch, old: int, new: int) -> None:
     table = np.random.default_rng(0).standard_normal((1 + old * old, 6), np.float32)
     grid = torch.tensor(table[1:]).reshape(1, old, old, 6).permute(0, 3, 1, 2)
-    for interpolation in ("antialiased", "plain"):
-        resized = torch.nn.functional.interpolate(
-            grid, (new, new), mode="bicubic", antialias=interpolation == "antialiased"
-        )
-        found = resize_positions(table, new, interpolation)
-        np.testing.assert_array_equal(found[0], table[0])
-        expected = resized[0].permute(1, 2, 0).reshape(new * new, 6)
-        np.testing.assert_allclose(found[1:], expected, rtol=0, atol=1e-5)
+    resized = torch.nn.functional.interpolate(grid, (new, new), mode="bicubic", antialias=True)
+    found = resize_positions(table, new)
+    np.testing.assert_array_equal(found[0], table[0])
+    expected = resized[0].permute(1, 2, 0).reshape(new * new, 6)
+    np.testing.assert_allclose(found[1:], expected, rtol=0, atol=1e-5)
 
 
 def test_positions_name_what_is_wrong() -> None:
-    with pytest.raises(ValueError, match="interpolation is 'linear'; expected one of"):
-        resize_positions(np.zeros((5, 2), np.float32), 3, "linear")
     with pytest.raises(ValueError, match="has 7 rows; expected one more than a square"):
         resize_positions(np.zeros((7, 2), np.float32), 3)
 

@@ -282,7 +282,7 @@ def test_towers_of_a_clip_and_the_decoder_of_a_t5(base, clip, text_lender, tmp_p
     found = flat_params(tmp_path, 1)
     lent = traverse_util.flatten_dict(load_clip(clip)[1], sep="/")
     positions = "vision_model/embeddings/position_embedding/embedding"
-    lent[positions] = resize_positions(lent[positions], 2, "antialiased")
+    lent[positions] = resize_positions(lent[positions], 2)
     for path, value in lent.items():
         part = path.partition("_")[0]
         tower = {"text": "text_tower", "vision": "image_tower"}.get(part)
