@@ -11,7 +11,7 @@ from dsi_jax.decoding.constraint import Constraint
 from dsi_jax.decoding.decode_loop import DecodeFns
 from dsi_jax.decoding.result import BeamResult
 from dsi_jax.decoding.score import score_tokens
-from dsi_jax.decoding.strategies import BeamSearch, Decoding
+from dsi_jax.decoding.strategies import BeamSearch, Decoding, Queries
 
 _MOST_LOGITS = 1 << 25  # 128 MiB
 
@@ -83,7 +83,7 @@ def make_search(
     Args:
       model: a `DSIModel`.
       beam_size: M.
-      decoding: how docids are got from the decoder.
+      decoding: the decoding strategy.
       out_sharding: where the result lies; None leaves it to the compiler.
 
     Returns:
@@ -97,13 +97,7 @@ def make_search(
         params: Any, batch: Mapping[str, Any], constraint: Constraint, draw: jax.Array | int = 0
     ) -> BeamResult:
         memory, mask = model.apply({"params": params}, batch, method="encode")
-        return decoding(
-            for_model(model, params),
-            memory,
-            mask,
-            constraint=constraint,
-            beam_size=beam_size,
-            draw=draw,
-        )
+        queries = Queries(for_model(model, params), memory, mask)
+        return decoding(queries, constraint, beam_size, draw)
 
     return jax.jit(search, out_shardings=out_sharding)

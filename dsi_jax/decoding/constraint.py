@@ -108,8 +108,22 @@ class Constraint(Protocol):
         """The row of each document by its number, int32 [B, M]; some row where there is none."""
 
 
+class _OfTrie:
+    """The sizes of a constraint's docids, which are its trie's."""
+
+    trie: trie_lib.Trie
+
+    @property
+    def length(self) -> int:
+        return self.trie.length
+
+    @property
+    def vocab_size(self) -> int:
+        return self.trie.vocab_size
+
+
 @flax.struct.dataclass
-class TrieConstraint:
+class TrieConstraint(_OfTrie):
     """Beams walk the trie: each result is a document of the table.
 
     The state is where a beam stands, a `trie.Range`.
@@ -123,14 +137,6 @@ class TrieConstraint:
     trie: trie_lib.Trie
     sets: DocumentSets | None = None
     set_of_query: jax.Array | None = None
-
-    @property
-    def length(self) -> int:
-        return self.trie.length
-
-    @property
-    def vocab_size(self) -> int:
-        return self.trie.vocab_size
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -261,7 +267,7 @@ def _before(token_BxMxK: jax.Array, reach: int) -> jax.Array:
 
 
 @flax.struct.dataclass
-class Free:
+class Free(_OfTrie):
     """Any token may follow, the end token being followed by pads; rows are looked up afterwards.
 
     The state says whether a beam has ended. Sequences that are no document's docid are found at
@@ -269,14 +275,6 @@ class Free:
     """
 
     trie: trie_lib.Trie
-
-    @property
-    def length(self) -> int:
-        return self.trie.length
-
-    @property
-    def vocab_size(self) -> int:
-        return self.trie.vocab_size
 
     @property
     def spans(self) -> tuple[Span, ...]:

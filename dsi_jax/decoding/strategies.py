@@ -1,7 +1,7 @@
 """Ways to get docids from a decoder, one small object each: gin's macro DECODING."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -13,25 +13,30 @@ from dsi_jax.decoding.result import BeamResult, documents_of
 from dsi_jax.decoding.sampling import distinct, sample_docids
 
 
+class Queries(NamedTuple):
+    """Encoded queries, and what decodes docids from them.
+
+    Attributes:
+      decode: the decoder.
+      memory: the encoded queries, handed to ``decode.init_cache``; usually float [B, S, D].
+      mask: bool [B, S], which memory positions are real.
+    """
+
+    decode: DecodeFns
+    memory: Any
+    mask: jax.Array
+
+
 class Decoding(Protocol):
     """One way; a frozen dataclass of what can be chosen about it."""
 
     def __call__(
-        self,
-        decode: DecodeFns,
-        memory: Any,
-        mask: jax.Array,
-        *,
-        constraint: Constraint,
-        beam_size: int,
-        draw: jax.Array | int,
+        self, queries: Queries, constraint: Constraint, beam_size: int, draw: jax.Array | int
     ) -> BeamResult:
         """Documents of each query, best first, none twice.
 
         Args:
-          decode: the decoder.
-          memory: the encoded queries.
-          mask: bool [B, S], which memory positions are real.
+          queries: the queries and their decoder.
           constraint: the allowed docids.
           beam_size: M, the most documents a query.
           draw: the number of the search, so that each draws other samples.
@@ -51,21 +56,12 @@ class BeamSearch:
     finished: AsGenerate | None = None
 
     def __call__(
-        self,
-        decode: DecodeFns,
-        memory: Any,
-        mask: jax.Array,
-        *,
-        constraint: Constraint,
-        beam_size: int,
-        draw: jax.Array | int,
+        self, queries: Queries, constraint: Constraint, beam_size: int, draw: jax.Array | int
     ) -> BeamResult:
         """See `Decoding`."""
         del draw
         return beam_search(
-            decode,
-            memory,
-            mask,
+            *queries,
             constraint=constraint,
             beam_size=beam_size,
             renormalize=self.renormalize,
@@ -78,20 +74,11 @@ class Greedy:
     """The best child at each level: one docid a query, a beam search of one beam."""
 
     def __call__(
-        self,
-        decode: DecodeFns,
-        memory: Any,
-        mask: jax.Array,
-        *,
-        constraint: Constraint,
-        beam_size: int,
-        draw: jax.Array | int,
+        self, queries: Queries, constraint: Constraint, beam_size: int, draw: jax.Array | int
     ) -> BeamResult:
         """See `Decoding`."""
         del draw
-        return beam_search(
-            decode, memory, mask, constraint=constraint, beam_size=1, num_results=beam_size
-        )
+        return beam_search(*queries, constraint=constraint, beam_size=1, num_results=beam_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,20 +101,11 @@ class Sampling:
             raise ValueError(f"temperature is {self.temperature}; expected it above 0")
 
     def __call__(
-        self,
-        decode: DecodeFns,
-        memory: Any,
-        mask: jax.Array,
-        *,
-        constraint: Constraint,
-        beam_size: int,
-        draw: jax.Array | int,
+        self, queries: Queries, constraint: Constraint, beam_size: int, draw: jax.Array | int
     ) -> BeamResult:
         """See `Decoding`."""
         drawn = sample_docids(
-            decode,
-            memory,
-            mask,
+            *queries,
             constraint=constraint,
             num_samples=beam_size,
             key=jax.random.fold_in(jax.random.key(self.seed), draw),

@@ -28,8 +28,6 @@ class Contrastive(Dense):
 
     kind: ClassVar[str] = "contrastive"
     title: ClassVar[str] = "dense"
-    decodes: ClassVar[bool] = False
-    whole_batches: ClassVar[bool] = True
     who_ranks: ClassVar[str] = "towers rank"
 
     embedding_dim: int | None = None

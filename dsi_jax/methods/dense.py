@@ -45,6 +45,8 @@ class Dense:
       symmetric: also learn to find each document's query.
     """
 
+    decodes: ClassVar[bool] = False
+    whole_batches: ClassVar[bool] = True
     who_ranks: ClassVar[str]
     symmetric: bool
 

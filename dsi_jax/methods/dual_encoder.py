@@ -31,8 +31,6 @@ class DualEncoder(Dense):
 
     kind: ClassVar[str] = "dual_encoder"
     title: ClassVar[str] = "dual encoder"
-    decodes: ClassVar[bool] = False
-    whole_batches: ClassVar[bool] = True
     who_ranks: ClassVar[str] = "a dual encoder ranks"
 
     embedding_dim: int | None = None

@@ -54,14 +54,8 @@ def sample(constraint, key, *, num_samples, temperature=1.0, renormalize=False):
 
 @functools.partial(jax.jit, static_argnames=("decoding", "beam_size"))
 def decoded(decoding, constraint, beam_size, draw=0):
-    return decoding(
-        toy_decoder(PARAMS),
-        PARAMS["memory"],
-        jnp.ones((B, 1), bool),
-        constraint=constraint,
-        beam_size=beam_size,
-        draw=draw,
-    )
+    queries = strategies.Queries(toy_decoder(PARAMS), PARAMS["memory"], jnp.ones((B, 1), bool))
+    return decoding(queries, constraint, beam_size, draw)
 
 
 def probabilities(query, docids, temperature):
