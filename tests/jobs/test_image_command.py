@@ -43,7 +43,7 @@ T5 = T5Config(
 TINY = """
 from __gin__ import dynamic_registration
 
-from dsi_jax.models import clip_config
+from dsi_jax.models.encoders import clip_config
 from dsi_jax.models import t5
 
 MODEL = @t5.T5Config()
