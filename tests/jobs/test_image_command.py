@@ -324,13 +324,13 @@ def test_towers_of_an_own_baseline(base, trained, tmp_path):
 TOWERS = """
 from __gin__ import dynamic_registration
 
-from dsi_jax.docids import semantic
-from dsi_jax.methods import embedder
+from dsi_jax.docids.kinds import semantic
+from dsi_jax.methods import trained_embedders
 
-semantic.Semantic.embedder = @embedder.TrainedTowers()
+semantic.Semantic.embedder = @trained_embedders.TrainedTowers()
 semantic.Semantic.clusters = 3
 semantic.Semantic.leaf_size = 2
-embedder.TrainedTowers.directory = '{directory}'
+trained_embedders.TrainedTowers.directory = '{directory}'
 """
 
 
