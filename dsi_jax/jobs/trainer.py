@@ -30,7 +30,7 @@ from dsi_jax.jobs.progress import Progress
 from dsi_jax.methods.dsi import DSI
 from dsi_jax.prepare import preflight, warm_start
 from dsi_jax.prepare.run import Run, set_up
-from dsi_jax.prepare.train_config import TrainConfig
+from dsi_jax.prepare.train_config import BaselineConfig, TrainConfig
 from dsi_jax.storage.model_dir import ModelDir
 from dsi_jax.training import checkpoints, partitioning
 from dsi_jax.training import state as state_lib
@@ -102,9 +102,9 @@ def _train(run: Run, config_text: str, stop: _Stop | None = None) -> int:
       config_text: kept as `config.gin` in MODEL_DIR.
       stop: of a run that this one is part of; None: SIGTERM's own.
     """
-    preflight.check_disk(run.directory, run.plan.checkpoint_bytes * (run.periods.keep + 1))
+    preflight.check_disk(run.directory, run.plan.checkpoint_bytes * (run.schedule.periods.keep + 1))
     with contextlib.ExitStack() as stack:
-        checkpointer = checkpoints.Checkpointer(run.directory, keep=run.periods.keep)
+        checkpointer = checkpoints.Checkpointer(run.directory, keep=run.schedule.periods.keep)
         stack.enter_context(contextlib.closing(checkpointer))
         state, seconds = _first_state(run, checkpointer)
         if jax.process_index() == 0:  # now that MODEL_DIR is known to be of this run
@@ -113,7 +113,7 @@ def _train(run: Run, config_text: str, stop: _Stop | None = None) -> int:
         stop = stop or stack.enter_context(_sigterm())
         evaluations = run.evaluations.on(run.program.mesh, run.program.rules, stop.agree)
         state, step, seconds = _loop(run, state, checkpointer, evaluations, stop, seconds)
-        if step >= run.train_steps:
+        if step >= run.schedule.train_steps:
             with contextlib.suppress(Interrupted):
                 baselines = _baseline(run, config_text, stop)
                 evaluations.finish(state.params, step, train_seconds=seconds, baselines=baselines)
@@ -121,7 +121,7 @@ def _train(run: Run, config_text: str, stop: _Stop | None = None) -> int:
     logger.info(
         "SIGTERM: saved step %s of %s in %s; the same command resumes it",
         f"{step:,}",
-        f"{run.train_steps:,}",
+        f"{run.schedule.train_steps:,}",
         run.directory,
     )
     return PREEMPTED
@@ -136,12 +136,12 @@ def _baseline(run: Run, config_text: str, stop: _Stop) -> dict[str, BaselineResu
     Raises:
       evaluator.Interrupted: SIGTERM came; the same command goes on.
     """
-    if run.config.baseline is None or run.config.evaluation is None:
+    if run.config.baseline.method is None or run.config.evaluation is None:
         return {}
     config = _baseline_config(run)
     title = config.method.title
     found = {}
-    if config.clip_checkpoint is not None:
+    if config.encoders.checkpoint is not None:
         found[f"{title}, zero-shot"] = BaselineResult(_zero_shot(config, stop), 0.0)
     report = ModelDir(Path(config.model_dir)).report
     if partitioning.lead_says(not report.exists()):  # others may not see the lead's files
@@ -170,13 +170,16 @@ def _baseline_config(run: Run) -> TrainConfig:
             mixture_or_task_name=pairs or assets.mixture_or_task_name,
         ),
         # Groups are of the parts of a DSI.
-        optimizer=config.baseline_optimizer or dataclasses.replace(config.optimizer, groups=()),
-        method=config.baseline,
-        baseline=None,
-        train_steps=config.baseline_steps or run.train_steps,
-        batch_size=run.stream.batch_size,
-        microbatches=1,
-        initial_checkpoint_path=None,
+        optimizer=config.baseline.optimizer or dataclasses.replace(config.optimizer, groups=()),
+        method=config.baseline.method,
+        baseline=BaselineConfig(),
+        schedule=dataclasses.replace(
+            config.schedule,
+            train_steps=config.baseline.steps or run.schedule.train_steps,
+            batch_size=run.schedule.batch_size,
+            microbatches=1,
+        ),
+        initialization=dataclasses.replace(config.initialization, checkpoint=None),
         evaluation=config.evaluation.of_baseline(),
     )
 
@@ -191,7 +194,7 @@ def _zero_shot(config: TrainConfig, stop: _Stop) -> dict[str, Metrics]:
     run = set_up(dataclasses.replace(config, model_dir=str(directory)), write=True)
     program = run.program
     params = program.init(config.random_seed).params
-    params = run.pretrained_towers.initialize(program.model.config, params)
+    params = run.initial.pretrained_towers.initialize(program.model.config, params)
     return run.evaluations.on(program.mesh, program.rules, stop.agree).reported(params)
 
 
@@ -208,14 +211,16 @@ def _first_state(
         logger.info("resumed from step %s", f"{restored.step:,}")
         return restored.state, restored.metadata.get("train_seconds", 0.0)
     state = run.program.init(run.config.random_seed)
-    if run.pretrained is not None:
+    if run.initial.pretrained is not None:
         new_model = warm_start.NewModel(
             run.program.model.config, run.assets.table, run.assets.tokenizer
         )
-        params = run.pretrained.initialize(new_model, state.params, run.config.assignment_map)
+        params = run.initial.pretrained.initialize(
+            new_model, state.params, run.config.initialization.assignment_map
+        )
         state = state.replace(params=params)
-    if run.pretrained_towers is not None:
-        params = run.pretrained_towers.initialize(run.program.model.config, state.params)
+    if run.initial.pretrained_towers is not None:
+        params = run.initial.pretrained_towers.initialize(run.program.model.config, state.params)
         state = state.replace(params=params)
     return state, 0.0
 
@@ -267,8 +272,8 @@ def _loop(
     progress = Progress(
         ModelDir(run.directory).train,
         first_step=step,
-        last_step=run.train_steps,
-        period=run.periods.log,
+        last_step=run.schedule.train_steps,
+        period=run.schedule.periods.log,
         seconds_before=seconds,
         write=jax.process_index() == 0,
     )
@@ -285,16 +290,16 @@ def _loop(
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(progress))
         evaluate = stack.enter_context(_evaluate(run, evaluations))
-        while step < run.train_steps and not stop.agree_at(step):
+        while step < run.schedule.train_steps and not stop.agree_at(step):
             batch = partitioning.shard_batch(next(run.stream), run.program.mesh)
             state, metrics = run.program.step(state, batch)
             step += 1
             progress.add(step, metrics)
             checkpointer.check_for_errors()
             is_evaluated = evaluate is not None and (
-                step % run.periods.evaluate == 0 or step == run.train_steps
+                step % run.schedule.periods.evaluate == 0 or step == run.schedule.train_steps
             )
-            if is_evaluated or step % run.periods.checkpoint == 0:
+            if is_evaluated or step % run.schedule.periods.checkpoint == 0:
                 save()
             if is_evaluated:
                 with progress.paused():
@@ -313,7 +318,7 @@ def _evaluate(run: Run, evaluations: RunEvaluator) -> Iterator[Callable[[Any, in
 
     def evaluate(params: Any, step: int) -> None:
         validation_loss.run(params, step)
-        if step < run.train_steps:  # the last ranking is part of the report
+        if step < run.schedule.train_steps:  # the last ranking is part of the report
             with contextlib.suppress(Interrupted):  # the loop ends then
                 evaluations.run(params, step)
 

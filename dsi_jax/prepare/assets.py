@@ -1,18 +1,20 @@
-"""What a run needs before its first step: corpus, tokenizer, docid table, seqio tasks.
+"""Opens and completes what a run needs before its first step.
 
-The `docids` and the `train` commands call the same `prepare`, so that a table built by hand and
-one built by training are the same table. Everything is checked before anything is written.
+That is corpus, tokenizer, docid table and seqio tasks. The `docids` and the `train` commands call
+the same functions, so that a table built by hand and one built by training are the same table.
+Everything is checked before anything is written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-import logging
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 import seqio
 from jax.experimental import multihost_utils
 
@@ -31,106 +33,224 @@ from dsi_jax.prepare import docid_table as docid_table_lib
 from dsi_jax.prepare import tokenizer as tokenizers
 from dsi_jax.prepare.data_config import DataConfig
 from dsi_jax.storage import documents as documents_lib
-from dsi_jax.storage import model_dir as model_dir_lib
-from dsi_jax.storage.model_dir import ModelDir
+from dsi_jax.storage.model_dir import ModelDir, model_directory
 from dsi_jax.training import checkpoints
 
-logger = logging.getLogger(__name__)
+
+@dataclasses.dataclass(frozen=True)
+class OpenedAssets:
+    """What lies there of a run's assets; nothing has been written.
+
+    Attributes:
+      data: what the run reads.
+      directory: MODEL_DIR.
+      corpus: the corpus; None where the task is another project's.
+      tokenizer: the tokenizer; None: it is to be trained.
+      table: the docid table; None: it is to be built.
+      tasks: names of the corpus's seqio tasks; None where the task is another project's.
+      mixture_or_task_name: what to train on.
+    """
+
+    data: DataConfig
+    directory: Path
+    corpus: AnyCorpus | None
+    tokenizer: Tokenizer | None
+    table: DocidTable | None
+    tasks: CorpusTasks | None
+    mixture_or_task_name: str
+
+    @property
+    def num_documents(self) -> int:
+        """Documents that are indexed."""
+        return self.table.num_documents if self.corpus is None else len(self.corpus)
+
+    @property
+    def table_path(self) -> Path:
+        """Where the docid table lies, or will lie."""
+        return table_path(self.data, self.directory)
 
 
-def prepare(
-    data: DataConfig,
-    model_dir: str | Path,
-    *,
-    write: bool = True,
-    check: Callable[[int], None] = lambda num_documents: None,
-    text_vocab_size: Callable[[Tokenizer], int] | None = None,
-) -> RunAssets:
-    """Reads or builds the corpus's files in `model_dir` and registers its seqio tasks.
+def prepare(data: DataConfig, model_dir: str | Path, *, write: bool = True) -> RunAssets:
+    """Opens a run's assets and completes them, as the `docids` command does.
 
     Args:
       data: what to read.
       model_dir: MODEL_DIR.
       write: False builds what is missing in memory only.
-      check: called with the number of documents before anything long begins; may raise.
-      text_vocab_size: tokens of the model's text vocabulary, for docids in text space; None
-        leaves docids in their own space.
 
     Raises:
       ValueError, FileNotFoundError: bad input, named; nothing has been written then.
       OSError: `model_dir` cannot be written.
     """
-    model_dir = model_dir_lib.model_directory(model_dir)
+    opened = open_assets(data, model_directory(model_dir), write=write)
+    return complete_assets(opened, write=write)
 
-    def prepared() -> RunAssets:
-        found = _prepare(data, model_dir, write, check)
-        if text_vocab_size is None or data.space != TEXT_SPACE:
-            return found
-        path = ModelDir(model_dir).text_docids
-        vocab_size = text_vocab_size(found.tokenizer)
-        table = docid_table_lib.in_text_space(
-            found.table, found.tokenizer, vocab_size, path, write=write
+
+def open_assets(data: DataConfig, directory: Path, *, write: bool = True) -> OpenedAssets:
+    """Reads the corpus and what else lies there, and registers the corpus's seqio tasks.
+
+    Nothing is written to MODEL_DIR.
+
+    Args:
+      data: what to read.
+      directory: MODEL_DIR.
+      write: whether the assets are then completed in MODEL_DIR.
+
+    Raises:
+      ValueError, OSError: bad input, named.
+    """
+    with _lead_host_first("opened", write=write):
+        if data.corpus is None and data.images is None:
+            return _open_external(data, directory)
+        return _open(data, directory)
+
+
+def complete_assets(opened: OpenedAssets, *, write: bool = True) -> RunAssets:
+    """Trains the tokenizer, builds the docid table and keeps the documents, where they are missing.
+
+    Args:
+      opened: what lies there.
+      write: False does so in memory only.
+
+    Raises:
+      ValueError: the corpus lacks what the docids need.
+      OSError: MODEL_DIR cannot be written.
+    """
+    with _lead_host_first("completed", write=write):
+        if write:
+            checkpoints.check_writable(opened.directory)
+        tokenizer = opened.tokenizer or _new_tokenizer(opened, write=write)
+        table, embeddings = opened.table, None
+        if table is None:
+            table, embeddings = _new_table(opened, tokenizer, write=write)
+        return RunAssets(
+            corpus=opened.corpus,
+            documents=_documents(opened, write=write),
+            tokenizer=tokenizer,
+            table=table,
+            table_path=opened.table_path,
+            tasks=opened.tasks,
+            mixture_or_task_name=opened.mixture_or_task_name,
+            embeddings=embeddings,
         )
-        return dataclasses.replace(found, table=table, table_path=path)
-
-    if jax.process_count() == 1 or not write:
-        return prepared()
-    # The lead host writes; the others then find everything there.
-    if jax.process_index() == 0:
-        result = prepared()
-    multihost_utils.sync_global_devices("prepared")
-    if jax.process_index() != 0:
-        result = prepared()
-    return result
 
 
-def _prepare(
-    data: DataConfig, model_dir: Path, write: bool, check: Callable[[int], None]
+def in_text_space(
+    assets: RunAssets, directory: Path, vocab_size: int, *, write: bool = True
 ) -> RunAssets:
-    if data.corpus is None and data.images is None:
-        return _prepare_external(data, model_dir, write, check)
+    """Returns the assets with docids in text tokens.
+
+    Args:
+      assets: assets with docids in a space of their own.
+      directory: MODEL_DIR, where the table of such docids lies or will lie.
+      vocab_size: tokens of the model's text vocabulary.
+      write: whether to save a new table.
+
+    Raises:
+      ValueError: the table that lies there was spelled otherwise.
+    """
+    path = ModelDir(directory).text_docids
+    with _lead_host_first("in text space", write=write):
+        table = docid_table_lib.in_text_space(
+            assets.table, assets.tokenizer, vocab_size, path, write=write
+        )
+    return dataclasses.replace(assets, table=table, table_path=path)
+
+
+@contextlib.contextmanager
+def _lead_host_first(name: str, *, write: bool) -> Iterator[None]:
+    """Makes the other hosts wait until the lead host has written what they then find there."""
+    if jax.process_count() == 1 or not write:
+        yield
+        return
+    multihost_utils.sync_global_devices(f"to be {name}")  # no host reads what is written next
+    is_lead = jax.process_index() == 0
+    if not is_lead:
+        multihost_utils.sync_global_devices(name)
+    yield
+    if is_lead:
+        multihost_utils.sync_global_devices(name)
+
+
+def _open(data: DataConfig, directory: Path) -> OpenedAssets:
     corpus, external = load_corpus_for(data)
-    path = table_path(data, model_dir)
-    # A table from elsewhere may serve runs of several seeds.
-    seed = data.seed if data.docid_table is None else None
-    table = docid_table_lib.existing(path, corpus, data.docids, seed)
+    table = _existing_table(data, directory, corpus)
     tasks = register_tasks(corpus, data, with_mixture=not external)
     name = data.mixture_or_task_name or tasks.mixture
     _check_task(name)
-    origin = tokenizers.Origin(corpus.hash, data.vocabulary_size, data.seed)
     if data.vocabulary is not None:
         tokenizer = tokenizers.given(data.vocabulary)
     else:
-        tokenizer = tokenizers.trained(model_dir, origin)
-    check(len(corpus))
-    if write:
-        checkpoints.check_writable(model_dir)
-    if tokenizer is None:
-        tokenizer = tokenizers.train(corpus, origin, model_dir, write=write)
-    embeddings = None
-    if table is None:
-        if data.space == TEXT_SPACE:
-            data.docids.check_text_space(tokenizer)
-        table, embeddings = docid_table_lib.build(
-            data.docids,
-            corpus,
-            tokenizer,
-            seed=data.seed,
-            path=path if write else None,
-        )
-    store = ModelDir(model_dir).documents
+        tokenizer = tokenizers.trained(directory, _origin(data, corpus))
+    return OpenedAssets(data, directory, corpus, tokenizer, table, tasks, name)
+
+
+def _open_external(data: DataConfig, directory: Path) -> OpenedAssets:
+    """Opens another project's registered tasks, whose docid table and vocabulary must be given."""
+    given = {
+        "MIXTURE_OR_TASK_NAME": data.mixture_or_task_name,
+        "DOCID_TABLE": data.docid_table,
+        "VOCABULARY": data.vocabulary,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise ValueError(f"CORPUS is None, so {', '.join(missing)} must be given")
+    _check_task(data.mixture_or_task_name)
+    return OpenedAssets(
+        data=data,
+        directory=directory,
+        corpus=None,
+        tokenizer=tokenizers.given(data.vocabulary),
+        table=DocidTable.load(table_path(data, directory)),
+        tasks=None,
+        mixture_or_task_name=data.mixture_or_task_name,
+    )
+
+
+def _origin(data: DataConfig, corpus: AnyCorpus) -> tokenizers.Origin:
+    return tokenizers.Origin(corpus.hash, data.vocabulary_size, data.seed)
+
+
+def _existing_table(data: DataConfig, directory: Path, corpus: AnyCorpus) -> DocidTable | None:
+    # A table from elsewhere may serve runs of several seeds.
+    seed = data.seed if data.docid_table is None else None
+    return docid_table_lib.existing(table_path(data, directory), corpus, data.docids, seed)
+
+
+def _new_tokenizer(opened: OpenedAssets, *, write: bool) -> Tokenizer:
+    """Trains a tokenizer on the corpus, unless the lead host has done so by now."""
+    origin = _origin(opened.data, opened.corpus)
+    return tokenizers.trained(opened.directory, origin) or tokenizers.train(
+        opened.corpus, origin, opened.directory, write=write
+    )
+
+
+def _new_table(
+    opened: OpenedAssets, tokenizer: Tokenizer, *, write: bool
+) -> tuple[DocidTable, np.ndarray | None]:
+    """Builds the docid table, unless the lead host has done so by now; see `docid_table.build`."""
+    table = _existing_table(opened.data, opened.directory, opened.corpus)
+    if table is not None:
+        return table, None
+    if opened.data.space == TEXT_SPACE:
+        opened.data.docids.check_text_space(tokenizer)
+    return docid_table_lib.build(
+        opened.data.docids,
+        opened.corpus,
+        tokenizer,
+        seed=opened.data.seed,
+        path=opened.table_path if write else None,
+    )
+
+
+def _documents(opened: OpenedAssets, *, write: bool) -> documents_lib.Documents | None:
+    """Opens keys, titles and texts as a search shows them; they are written where they are not."""
+    corpus, store = opened.corpus, ModelDir(opened.directory).documents
+    if corpus is None:
+        return None
     if write and not store.exists():
         documents_lib.write_documents(store, corpus.keys, corpus.titles, corpus.texts)
-    return RunAssets(
-        corpus=corpus,
-        documents=documents_lib.Documents.open(store) if store.exists() else None,
-        tokenizer=tokenizer,
-        table=table,
-        table_path=path,
-        tasks=tasks,
-        mixture_or_task_name=name,
-        embeddings=embeddings,
-    )
+    return documents_lib.Documents.open(store) if store.exists() else None
 
 
 def load_corpus_for(data: DataConfig) -> tuple[AnyCorpus, bool]:
@@ -176,36 +296,6 @@ def table_path(data: DataConfig, model_dir: Path) -> Path:
     if data.docid_table is not None:
         return Path(data.docid_table).expanduser()
     return ModelDir(model_dir).docids
-
-
-def _prepare_external(
-    data: DataConfig, model_dir: Path, write: bool, check: Callable[[int], None]
-) -> RunAssets:
-    """Another project's registered tasks: their docid table and vocabulary must be given."""
-    given = {
-        "MIXTURE_OR_TASK_NAME": data.mixture_or_task_name,
-        "DOCID_TABLE": data.docid_table,
-        "VOCABULARY": data.vocabulary,
-    }
-    missing = [name for name, value in given.items() if value is None]
-    if missing:
-        raise ValueError(f"CORPUS is None, so {', '.join(missing)} must be given")
-    _check_task(data.mixture_or_task_name)
-    path = table_path(data, model_dir)
-    table = DocidTable.load(path)
-    tokenizer = tokenizers.given(data.vocabulary)
-    check(table.num_documents)
-    if write:
-        checkpoints.check_writable(model_dir)
-    return RunAssets(
-        corpus=None,
-        documents=None,
-        tokenizer=tokenizer,
-        table=table,
-        table_path=path,
-        tasks=None,
-        mixture_or_task_name=data.mixture_or_task_name,
-    )
 
 
 def _check_task(name: str) -> None:

@@ -484,7 +484,9 @@ def test_gpu_models_and_optimizer_are_those_of_the_gin_files(setting, dtype):
         config = reference.scoped_configurable_fn()
     finally:
         gin.clear_config()
-    t5 = dataclasses.replace(model_lib.with_options(config.model, config), vocab_size=setting.vocab)
+    t5 = dataclasses.replace(
+        model_lib.with_options(config.model.architecture, config.model), vocab_size=setting.vocab
+    )
     assert gpu_setting.t5_config(setting, model, dtype) == t5
     towers, _ = model_lib.towers_of(config)
     text = towers.text.for_vocabulary(setting.vocab, 1)  # T5's end token

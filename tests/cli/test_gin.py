@@ -120,11 +120,11 @@ def evaluated(reference):
 def check_run(config) -> None:
     """What is asked for is possible, and so is the model that it, or the corpus's size, names."""
     train_config.check(config)
-    assert config.dropout_rate == 0.1
+    assert config.model.dropout_rate == 0.1
     towers = None
-    if config.image_encoder is not None:
-        towers = TowersConfig(config.text_encoder, config.image_encoder)
-    t5 = config.model or autosize.choose(1000).model
+    if config.encoders.image is not None:
+        towers = TowersConfig(config.encoders.text, config.encoders.image)
+    t5 = config.model.architecture or autosize.choose(1000).model
     check_shapes(config.method, t5, config.optimizer, towers)
 
 
@@ -177,11 +177,15 @@ def test_value_of_another_type_names_the_macro(macro, value, pattern):
 def test_types_of_a_configuration_made_in_python_are_checked():
     parse("experiments/demo_text.gin", MODEL_DIR="x")
     config = evaluated(gin.query_parameter("dsi_jax.jobs.trainer.train.config"))
-    periods = Periods(log=0)
+
+    def check_periods(periods: Periods) -> None:
+        schedule = dataclasses.replace(config.schedule, periods=periods)
+        train_config.check(dataclasses.replace(config, schedule=schedule))
+
     with pytest.raises(ValueError, match="LOG_PERIOD is 0"):
-        train_config.check(dataclasses.replace(config, periods=periods))
+        check_periods(Periods(log=0))
     with pytest.raises(ValueError, match=r"Periods.keep is 'abc' \(str\); expected a whole number"):
-        train_config.check(dataclasses.replace(config, periods=Periods(keep="abc")))
+        check_periods(Periods(keep="abc"))
     assert Periods(log=7).resolve(1000) == Periods(log=7, checkpoint=100, evaluate=200)
 
 
@@ -189,10 +193,11 @@ def test_run_options_replace_those_of_the_model():
     parse("experiments/own_text.gin", MODEL_DIR="x", CORPUS="y", DROPOUT_RATE="0.25")
     config = evaluated(gin.query_parameter("dsi_jax.jobs.trainer.train.config"))
     with pytest.raises(ValueError, match="REMAT is 'all'; expected True, False, 'minimal'"):
-        train_config.check(dataclasses.replace(config, remat="all"))
-    config = dataclasses.replace(config, dtype="bfloat16", remat="minimal", scan_layers=True)
-    assert config.model is None
-    t5 = model_lib.with_options(t5_sizes.t5_tiny(), config)
+        model = dataclasses.replace(config.model, remat="all")
+        train_config.check(dataclasses.replace(config, model=model))
+    model = dataclasses.replace(config.model, dtype="bfloat16", remat="minimal", scan_layers=True)
+    assert model.architecture is None
+    t5 = model_lib.with_options(t5_sizes.t5_tiny(), model)
     expected = t5_sizes.t5_tiny(dropout_rate=0.25, dtype="bfloat16", remat="minimal")
     assert t5 == dataclasses.replace(expected, scan_layers=True)
 

@@ -65,17 +65,18 @@ def test_texts_look_for_images(name):
     dataset, kind = name.split("_")
     data = config.data
     assert (data.corpus, data.protocol) == (CORPUS_OF[dataset], "karpathy_test")
-    assert config.clip_checkpoint == data.vocabulary == "openai/clip-vit-base-patch32"
+    assert config.encoders.checkpoint == data.vocabulary == "openai/clip-vit-base-patch32"
     assert data.docids.kind == kind
     if kind == "semantic":
         assert (data.docids.clusters, data.docids.leaf_size) == (30, 30)
-        assert data.docids.embedder == ClipEmbedder(config.clip_checkpoint)
+        assert data.docids.embedder == ClipEmbedder(config.encoders.checkpoint)
     counts = tfds_images.SPECS[data.corpus].counts
     captioned = counts["train"] + counts.get("restval", 0)
     a_pass = captioned + sum(counts.values())  # a caption and an image each
-    assert config.train_steps * config.batch_size == pytest.approx(25 * a_pass, abs=256)
-    assert peak(config.optimizer, config.train_steps) == pytest.approx(1e-4)
-    assert peak(config.baseline_optimizer, config.train_steps) == pytest.approx(1e-5)
+    schedule = config.schedule
+    assert schedule.train_steps * schedule.batch_size == pytest.approx(25 * a_pass, abs=256)
+    assert peak(config.optimizer, config.schedule.train_steps) == pytest.approx(1e-4)
+    assert peak(config.baseline.optimizer, config.schedule.train_steps) == pytest.approx(1e-5)
     assert {g.name: g.rate for g in config.optimizer.groups}["vision"] == 0.01
     text = header(f"experiments/images/{name}.gin")
     published = CAPTIONS[name]
@@ -88,10 +89,11 @@ def test_irgen(name):
     corpus, layers, steps, warmup, published = IRGEN[name]
     config = configured(f"irgen_{name}")
     assert (config.data.corpus, config.data.indexing_ratio) == (corpus, 0)
-    decoder = config.model
+    decoder = config.model.architecture
     assert (decoder.emb_dim, decoder.num_heads, decoder.mlp_dim) == (768, 12, 4 * 768)
     assert decoder.num_decoder_layers == layers
-    assert (config.dropout_rate, config.dtype, config.encoder_memory) == (0, "float32", "both")
+    assert (config.model.dropout_rate, config.model.dtype) == (0, "float32")
+    assert config.encoders.memory == "both"
     assert (config.method.label_smoothing, config.method.z_loss) == (0.1, 0)
     docids = config.data.docids
     assert docids.embedder == ClipEmbedder("openai/clip-vit-base-patch16")
@@ -105,13 +107,13 @@ def test_irgen(name):
         "docid embedding": 1,
         "decoder": 1,
     }
-    assert (config.batch_size, config.train_steps) == (512, steps)
+    assert (config.schedule.batch_size, config.schedule.train_steps) == (512, steps)
     schedule = optimizer.learning_rate.build(steps)
     found = [schedule(t) for t in (0, warmup // 2, warmup, steps)]
     assert found == pytest.approx([5e-7, 4e-5, 8e-5, 5e-7], rel=1e-4)
     images = tfds_images.SPECS[corpus].counts["train"]
     assert steps / 200 * 512 == pytest.approx(images, abs=512)
-    assert not config.augmentation.flip
+    assert not config.encoders.augmentation.flip
     assert config.evaluation.beam_size == 30
     text = header(f"experiments/images/irgen_{name}.gin")
     assert f"{images:,} training images, a decoder of {layers} layers" in text
@@ -176,12 +178,14 @@ def test_model_and_its_dense_baseline_have_shapes(name, tiny_clip):
     queries = 2 * (len(batch) - 1)
     batch["decoder"] = {"inputs": jax.ShapeDtypeStruct((queries, 4), jnp.int32)}
     check(config.method, config.optimizer, config, towers, batch)
-    assert isinstance(config.baseline, Contrastive)
-    check(config.baseline, config.baseline_optimizer, config, towers, batch)
+    assert isinstance(config.baseline.method, Contrastive)
+    check(config.baseline.method, config.baseline.optimizer, config, towers, batch)
 
 
 def check(method, optimizer, config, towers, batch) -> None:
-    model = method.new_model(model_lib.with_options(config.model, config), None, towers)
+    model = method.new_model(
+        model_lib.with_options(config.model.architecture, config.model), None, towers
+    )
     mesh = partitioning.make_mesh(partitioning.MeshConfig())
-    state = state_lib.state_shapes(model, optimizer.build(config.train_steps), batch, mesh)
+    state = state_lib.state_shapes(model, optimizer.build(config.schedule.train_steps), batch, mesh)
     assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(state))

@@ -86,8 +86,8 @@ def test_dual_encoder_of_the_paper():
     file = "experiments/nq/dual_encoder.gin"
     config = configured(file)
     assert config.method.kind == "dual_encoder"
-    assert config.train_steps == 10_000
-    assert config.data.vocabulary == config.initial_checkpoint_path == "lender"
+    assert config.schedule.train_steps == 10_000
+    assert config.data.vocabulary == config.initialization.checkpoint == "lender"
     for size, *figures in (line.split() for line in DUAL_ENCODERS.strip().splitlines()):
         first, second, third = zip(figures[::2], figures[1::2], strict=True)
         line = "   ".join(" / ".join(pair) for pair in (first, second, third))
@@ -99,16 +99,16 @@ def test_experiment_of_the_paper(corpus, size, kind, hits_1, hits_10):
     file = f"experiments/nq/{corpus}_{size}_{kind}.gin"
     config = configured(file)
     assert config.data.corpus == corpus
-    assert config.model == getattr(t5_sizes, f"t5_1_1_{size}")()
+    assert config.model.architecture == getattr(t5_sizes, f"t5_1_1_{size}")()
     assert config.data.docids.kind == kind
     assert getattr(config.data.docids, "id_space", 320_000) == 320_000
-    assert (config.batch_size, config.train_steps) == (128, 1_000_000)
+    assert (config.schedule.batch_size, config.schedule.train_steps) == (128, 1_000_000)
     assert config.task_feature_lengths == {"inputs": 32}
     assert (config.data.indexing_ratio, config.data.chunk_ratio) == (32, 0)
     assert config.data.docid_space == "text"
     assert config.evaluation.constraint == "free" and config.evaluation.beam_size >= 10
     assert isinstance(config.optimizer, optimizers.Adafactor)
-    schedule = config.optimizer.learning_rate.build(config.train_steps)
+    schedule = config.optimizer.learning_rate.build(config.schedule.train_steps)
     assert schedule(10_000) == schedule(1_000_000) == pytest.approx(1e-3)
     text = header(file)
     assert f"Hits@1 {hits_1}, Hits@10 {hits_10}" in text and "table 2" in text
@@ -116,7 +116,7 @@ def test_experiment_of_the_paper(corpus, size, kind, hits_1, hits_10):
     assert ("DOCUMENT_ENCODER" in text) == (kind == "semantic")
     mesh_file, mesh = MESHES.get(size, (None, MeshConfig()))
     assert config.mesh == mesh
-    assert config.scan_layers == (True if mesh_file else None)
+    assert config.model.scan_layers == (True if mesh_file else None)
     assert mesh_file is None or f"meshes/{mesh_file}.gin splits the state" in text
     if corpus == "nq320k":
         column = 1 + SIZES.index(size)
@@ -153,10 +153,10 @@ def test_single_gpu_reference():
     assert config.data.corpus == "nq320k_title"
     assert config.data.indexing_ratio == 0  # queries alone
     assert config.data.docids.length == 16 and config.data.docids.clusters == 512
-    assert (config.train_steps, config.batch_size) == (64_000, 256)
-    assert config.model == t5_sizes.t5_1_1_base()
+    assert (config.schedule.train_steps, config.schedule.batch_size) == (64_000, 256)
+    assert config.model.architecture == t5_sizes.t5_1_1_base()
     method = config.method
-    assert (method.label_smoothing, method.z_loss, config.dropout_rate) == (0.1, 0, 0.1)
+    assert (method.label_smoothing, method.z_loss, config.model.dropout_rate) == (0.1, 0, 0.1)
     optimizer = config.optimizer
     assert (optimizer.b2, optimizer.weight_decay, optimizer.max_grad_norm) == (0.95, 0.01, 1.0)
     schedule = optimizer.learning_rate.build(64_000)
@@ -169,8 +169,8 @@ def test_run_of_the_report(kind):
     assert (config.data.corpus, config.data.docids.kind) == ("nq1k", kind)
     spec = specs.SPECS["nq1k"]
     documents = spec.train + spec.validation
-    indexed_a_step = config.batch_size * config.data.indexing_ratio / (1 + 32)
-    epochs = config.train_steps * indexed_a_step / documents
+    indexed_a_step = config.schedule.batch_size * config.data.indexing_ratio / (1 + 32)
+    epochs = config.schedule.train_steps * indexed_a_step / documents
     assert epochs == pytest.approx(1_000, abs=0.2)
     hundred_n = re.search(r"TRAIN_STEPS=(\d+)", (GIN / "experiments/report_1k.gin").read_text())
     assert int(hundred_n[1]) == 100 * documents
