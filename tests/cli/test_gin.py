@@ -105,7 +105,8 @@ def test_shipped_file_parses_and_evaluates(file, tmp_path):
         model, optimizer = map(gin_utils.query_macro, ("MODEL", "OPTIMIZER"))
         check_shapes(DSI(), evaluated(model) if model else t5_sizes.t5_tiny(), evaluated(optimizer))
     elif file in ("runs/eval.gin", "runs/infer.gin"):
-        parameter = f"dsi_jax.jobs.evaluate.{'evaluate' if 'eval' in file else 'infer'}.evaluation"
+        command = "evaluate" if "eval" in file else "infer"
+        parameter = f"dsi_jax.jobs.{command}.{command}.evaluation"
         assert evaluated(gin.query_parameter(parameter)).beam_size == 100
     elif file == "runs/corpus.gin":
         assert gin.get_configurable(DataConfig)().docids.kind == "atomic"
