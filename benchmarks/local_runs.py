@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS, SAVED = 8, 4
 BEAMS = 10
 SECONDS = 600  # after which processes that wait for each other for ever are ended
-QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICK_COMPILATION = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 KINDS = ("texts", "images")
 GIN = """
 from __gin__ import dynamic_registration

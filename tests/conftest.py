@@ -8,8 +8,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("USE_TF", "0")
-# Tests compile far more than they compute, in the processes that they start, too.
+# Tests compile far more than they compute, in the processes that they start, too. The emitters
+# that XLA has by default take five times as long to compile a program as the older ones do, and
+# half of what is left goes into splitting small programs in parts.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 
 import collections
 import gc

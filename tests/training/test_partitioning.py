@@ -14,8 +14,6 @@ from dsi_jax.training.partitioning import MeshConfig, make_mesh
 
 ROOT = Path(__file__).parents[2]
 DEVICES = ROOT / "tests" / "devices"
-# Most of the time is compilation.
-QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +77,7 @@ def test_a_mesh_leaves_shardings_to_the_compiler():
 )
 def test_eight_simulated_devices(file, only):
     """The number of devices is fixed before the first import of jax, so in another process."""
-    env = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK_COMPILATION}
+    env = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", str(DEVICES / f"{file}.py"), "-k", only],
         env=os.environ | env,
