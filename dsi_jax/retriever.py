@@ -20,7 +20,7 @@ import numpy as np
 
 from dsi_jax.decoding.strategies import BeamSearch, Decoding
 from dsi_jax.docids.table import DocidTable
-from dsi_jax.inputs import tokenizer
+from dsi_jax.inputs import tokenizer_registry
 from dsi_jax.inputs.encoder_inputs import pad_rows
 from dsi_jax.inputs.streams import IMAGE, TEXT
 from dsi_jax.methods.base import Collection, Method
@@ -123,7 +123,7 @@ class Retriever:
             collection=Collection(
                 table=table,
                 texts=texts,
-                tokenizer=tokenizer.from_spec(metadata["tokenizer"]),
+                tokenizer=tokenizer_registry.from_spec(metadata["tokenizer"]),
                 lengths=metadata["task_feature_lengths"],
                 image_size=metadata.get("image_size"),
                 image_canvas=metadata.get("image_canvas"),

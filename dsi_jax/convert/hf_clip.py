@@ -1,8 +1,8 @@
 """CLIP weights from and to Hugging Face's formats.
 
 Read are safetensors in PyTorch's naming, without torch, and Flax's msgpack; whole models or one
-half of them. Parameters have the paths of `dsi_jax.models.encoders.clip.Clip`, which are those of
-transformers' Flax models; its subtrees `text_model` and `vision_model` are those of the towers.
+half of them. Parameters have the paths of `models.encoders.towers.EmbeddingTowers`, which are those
+of transformers' Flax models; its subtrees `text_model` and `vision_model` are those of the towers.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from dsi_jax.convert.hf_clip_config import check_writable, read_config, write_co
 from dsi_jax.convert.hub import FLAX_WEIGHTS, local_directory
 from dsi_jax.convert.position_embeddings import resize_positions
 from dsi_jax.models.encoders.clip import ClipTextTransformer, ClipVisionTransformer
-from dsi_jax.models.encoders.clip_config import ClipConfig
+from dsi_jax.models.encoders.clip_config import ClipConfig, ClipVisionConfig
 
 Params = dict[str, Any]
 Flat = dict[str, np.ndarray]
@@ -84,7 +84,7 @@ def load_clip(source: str | Path, config: ClipConfig | None = None) -> tuple[Cli
         image size, the position embeddings are interpolated, see `resize_positions`.
 
     Returns:
-      The config and the parameters, float32 NumPy arrays under the paths of `Clip`.
+      The config and the parameters, float32 NumPy arrays under the paths of `EmbeddingTowers`.
 
     Raises:
       FileNotFoundError: the source, its config.json or its weights are absent.
@@ -100,9 +100,23 @@ def load_clip(source: str | Path, config: ClipConfig | None = None) -> tuple[Cli
         and dataclasses.replace(config.vision, image_size=own.vision.image_size),
     )
     flat = _read(directory, param_shapes(stored))
-    if config.vision and config.vision.grid_size != own.vision.grid_size:
-        flat[_POSITIONS] = resize_positions(flat[_POSITIONS], config.vision.grid_size)
+    if config.vision:
+        flat = fit_positions(flat, own.vision, config.vision)
     return config, unflatten_dict(flat, sep="/")
+
+
+def fit_positions(flat: Flat, stored: ClipVisionConfig, wanted: ClipVisionConfig) -> Flat:
+    """Returns the parameters with position embeddings for images of another size.
+
+    Args:
+      flat: parameters by path, as in `load_clip`.
+      stored: the architecture that they are of.
+      wanted: the architecture that they are for.
+    """
+    if stored.grid_size == wanted.grid_size:
+        return flat
+    resized = resize_positions(flat[_POSITIONS], wanted.grid_size)
+    return flat | {_POSITIONS: resized}
 
 
 def save_clip(directory: str | Path, config: ClipConfig, params: Mapping[str, Any]) -> None:
@@ -112,7 +126,7 @@ def save_clip(directory: str | Path, config: ClipConfig, params: Mapping[str, An
       directory: made if absent; config.json, preprocessor_config.json and model.safetensors in it
         are overwritten.
       config: the architecture.
-      params: parameters under the paths of `Clip`.
+      params: parameters under the paths of `EmbeddingTowers`.
 
     Raises:
       ValueError: the parameters do not fit the config, or the format cannot express it.
@@ -138,7 +152,7 @@ def save_clip(directory: str | Path, config: ClipConfig, params: Mapping[str, An
 
 
 def param_shapes(config: ClipConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of a `Clip`, by its path."""
+    """The shape of every parameter of `EmbeddingTowers`, by its path."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def add(model: str, projection: str, module: nn.Module, inputs: jax.ShapeDtypeStruct) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
-from dsi_jax.inputs.pixels import CLIP_MEAN, CLIP_STD
 from dsi_jax.models.encoders.clip_config import (
+    CLIP_MEAN,
+    CLIP_STD,
     ClipConfig,
     ClipTextConfig,
     ClipTransformerConfig,

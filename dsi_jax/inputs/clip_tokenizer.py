@@ -2,7 +2,7 @@
 
 Unlike T5's, its ids have a start (49,406 in OpenAI's vocabulary) and an end (49,407), and 0 is a
 token like any other. Texts are padded with the end, as transformers does; a text is what stands
-before and at its first end, see `dsi_jax.models.encoders.clip_towers.ClipTextTower`.
+before and at its first end, see `dsi_jax.models.encoders.clip.ClipTextTransformer`.
 """
 
 import base64
@@ -14,7 +14,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -40,6 +40,8 @@ class ClipTokenizer:
       ValueError: the start or end token is absent, ids are not 0 to V - 1, or a merge makes no
         token.
     """
+
+    kind: ClassVar[str] = "clip"
 
     def __init__(self, vocab: dict[str, int], merges: Sequence[str]):
         absent = [token for token in (START, END) if token not in vocab]
@@ -76,6 +78,17 @@ class ClipTokenizer:
             return cls(*(_read_directory(path) if path.is_dir() else _read_merges(path)))
         except (ValueError, KeyError, TypeError, EOFError, gzip.BadGzipFile) as error:
             raise ValueError(f"{path} holds no tokenizer of a CLIP: {error}") from error
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> "ClipTokenizer | None":
+        """See `Tokenizer`: of a CLIP, or of any merges.txt."""
+        config = directory / "config.json"
+        if (directory / "merges.txt").is_file() or (
+            config.is_file()
+            and "clip" in json.loads(config.read_text("utf-8")).get("model_type", "")
+        ):
+            return cls.from_file(directory)
+        return None
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> "ClipTokenizer":
@@ -133,7 +146,7 @@ class ClipTokenizer:
     def spec(self) -> dict[str, Any]:
         """See `Tokenizer`."""
         return {
-            "type": "clip",
+            "type": self.kind,
             "sha256": hashlib.sha256(self._data).hexdigest(),
             "data": base64.b64encode(zlib.compress(self._data, 9)).decode("ascii"),
         }

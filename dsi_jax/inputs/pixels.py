@@ -15,17 +15,13 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-# Of OpenAI's CLIP, https://github.com/openai/CLIP, and of nearly every CLIP since.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
 _RATIO = 4 / 3  # of a crop's sides at most, as in Szegedy et al., 2015, section 6
 
 
 def normalize(
     pixels_BxYxXx3: jax.Array,
-    mean: tuple[float, float, float] = CLIP_MEAN,
-    std: tuple[float, float, float] = CLIP_STD,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
 ) -> jax.Array:
     """Scales uint8 pixels to [0, 1], subtracts the mean and divides by the standard deviation.
 

@@ -1,7 +1,8 @@
 """Text -> tokens, the same in training and in search.
 
 A tokenizer travels with every checkpoint as plain JSON (`spec`), so that search needs no vocabulary
-file. Ids follow T5, 0 pads and 1 ends a text, but for CLIP's (`dsi_jax.inputs.clip_tokenizer`).
+file. Ids of the tokenizers here follow T5: 0 pads and 1 ends a text; `tokenizer_registry` knows all
+kinds.
 """
 
 import base64
@@ -12,15 +13,14 @@ import os
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import sentencepiece
 
-from dsi_jax.inputs.clip_tokenizer import ClipTokenizer
-
 PAD_ID = 0
 END_ID = 1
+T5_MODEL = "spiece.model"  # what T5's directories call their vocabulary
 
 _BYTES_PER_TOKEN = 16  # a text is first cut to this many bytes a token that is kept
 _MAX_LINE_CHARACTERS = 16_384
@@ -30,6 +30,7 @@ class Tokenizer(Protocol):
     """Turns texts into rows of token ids.
 
     Attributes:
+      kind: names the class in `spec`.
       vocab_size: the number of ids, pad and end included.
       end_id: ends a text; the first of a row does.
       pad_id: follows it.
@@ -37,9 +38,27 @@ class Tokenizer(Protocol):
       hash: SHA-256 of what determines the ids, in hexadecimal.
     """
 
+    kind: ClassVar[str]
     end_id: int
     pad_id: int
     start_id: int | None
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> "Tokenizer":
+        """Rebuilds the tokenizer of a `spec`.
+
+        Raises:
+          ValueError: the data is damaged.
+        """
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> "Tokenizer | None":
+        """Reads the tokenizer of a pretrained model; None where there is none of this kind.
+
+        Raises:
+          FileNotFoundError: a file of it is absent.
+          ValueError: it is damaged.
+        """
 
     @property
     def vocab_size(self) -> int: ...
@@ -73,7 +92,7 @@ class Tokenizer(Protocol):
         """
 
     def spec(self) -> dict[str, Any]:
-        """All that `from_spec` needs to rebuild the tokenizer, as plain JSON."""
+        """All that `tokenizer_registry.from_spec` needs to rebuild the tokenizer, as plain JSON."""
 
 
 class ByteTokenizer:
@@ -85,10 +104,22 @@ class ByteTokenizer:
              [103,   1,   0]], dtype=int32)
     """
 
+    kind = "byte"
     vocab_size = 259
     end_id = END_ID
     pad_id = PAD_ID
     start_id = None
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> "ByteTokenizer":
+        """See `Tokenizer`."""
+        del spec
+        return cls()
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> None:
+        """See `Tokenizer`: no file is needed, so none tells."""
+        del directory
 
     @property
     def hash(self) -> str:
@@ -106,7 +137,7 @@ class ByteTokenizer:
 
     def spec(self) -> dict[str, Any]:
         """See `Tokenizer`."""
-        return {"type": "byte"}
+        return {"type": self.kind}
 
 
 class SentencePieceTokenizer:
@@ -121,6 +152,7 @@ class SentencePieceTokenizer:
       ValueError: if the bytes are no SentencePiece model, or its pad and end ids are not 0 and 1.
     """
 
+    kind = "sentencepiece"
     end_id = END_ID
     pad_id = PAD_ID
     start_id = None
@@ -158,6 +190,23 @@ class SentencePieceTokenizer:
             return cls(model, extra_ids)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> "SentencePieceTokenizer":
+        """See `Tokenizer`."""
+        model = base64.b64decode(spec["model"])
+        actual = hashlib.sha256(model).hexdigest()
+        if actual != spec["sha256"]:
+            raise ValueError(
+                f"the SentencePiece model has sha256 {actual}, expected {spec['sha256']}"
+            )
+        return cls(model, spec["extra_ids"])
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> "SentencePieceTokenizer | None":
+        """See `Tokenizer`: the vocabulary that T5's directories hold."""
+        path = directory / T5_MODEL
+        return cls.from_file(path) if path.is_file() else None
 
     @property
     def vocab_size(self) -> int:
@@ -210,7 +259,7 @@ class SentencePieceTokenizer:
     def spec(self) -> dict[str, Any]:
         """See `Tokenizer`."""
         return {
-            "type": "sentencepiece",
+            "type": self.kind,
             "extra_ids": self.extra_ids,
             "sha256": hashlib.sha256(self.model).hexdigest(),
             "model": base64.b64encode(self.model).decode("ascii"),
@@ -229,28 +278,6 @@ def bare_ids(tokenizer: Tokenizer, texts: Sequence[str | bytes], most: int) -> l
     ids_BxS = tokenizer.encode_batch(texts, begin + most + 1)
     ends_B = (ids_BxS == tokenizer.end_id).argmax(axis=1)
     return [row[begin:end] for row, end in zip(ids_BxS, ends_B, strict=True)]
-
-
-def from_spec(spec: dict[str, Any]) -> Tokenizer:
-    """Rebuilds a tokenizer from its `spec`.
-
-    Raises:
-      ValueError: if the type is unknown, or the model's bytes are damaged.
-    """
-    kind = spec.get("type")
-    if kind == "byte":
-        return ByteTokenizer()
-    if kind == "clip":
-        return ClipTokenizer.from_spec(spec)
-    if kind != "sentencepiece":
-        raise ValueError(
-            f"unknown type of tokenizer {kind!r}, expected 'byte', 'clip' or 'sentencepiece'"
-        )
-    model = base64.b64decode(spec["model"])
-    actual = hashlib.sha256(model).hexdigest()
-    if actual != spec["sha256"]:
-        raise ValueError(f"the SentencePiece model has sha256 {actual}, expected {spec['sha256']}")
-    return SentencePieceTokenizer(model, spec["extra_ids"])
 
 
 def train_sentencepiece(

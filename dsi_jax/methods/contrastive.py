@@ -1,7 +1,7 @@
 """The dense baseline of image retrieval: contrastive towers, searched exactly.
 
 CLIP (Radford et al., 2021, https://arxiv.org/abs/2103.00020): pretrained weights as they are, or
-the same towers trained on the pairs that a differentiable search index is trained on.
+encoders of any kinds trained on the pairs that a differentiable search index is trained on.
 """
 
 from __future__ import annotations

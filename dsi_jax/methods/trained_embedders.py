@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dsi_jax.docids.embedders.batches import embed_batches
-from dsi_jax.inputs import tokenizer
+from dsi_jax.inputs import tokenizer_registry
 from dsi_jax.inputs.encoder_inputs import Inputs, PixelReader
 from dsi_jax.methods.base import Method
 from dsi_jax.methods.contrastive import Contrastive
@@ -107,7 +107,7 @@ class TrainedDualEncoder(_Trained):
         _, metadata = self._opened
         lengths = metadata["task_feature_lengths"]
         length = lengths.get("documents", lengths["inputs"])
-        inputs = Inputs(tokenizer.from_spec(metadata["tokenizer"]), {"inputs": length})
+        inputs = Inputs(tokenizer_registry.from_spec(metadata["tokenizer"]), {"inputs": length})
         return self._embed(inputs.texts, texts)
 
 

@@ -1,7 +1,8 @@
 """Contrastive towers: texts and images become vectors of length 1, compared by their product.
 
-The model of CLIP (Radford et al., 2021, https://arxiv.org/abs/2103.00020), under the paths of its
-checkpoints, so that pretrained weights are a dense baseline as they are.
+The model of CLIP (Radford et al., 2021, https://arxiv.org/abs/2103.00020), of encoders of any kinds
+under the paths of their family's checkpoints, so that pretrained weights are a dense baseline as
+they are.
 """
 
 import dataclasses
@@ -13,13 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from dsi_jax.inputs import streams
-from dsi_jax.inputs.pixels import normalize, squares
 from dsi_jax.inputs.streams import IMAGE, TEXT
 from dsi_jax.models.dual_encoder import LARGEST_SCALE, Embeddings
-from dsi_jax.models.encoders.clip_config import ClipConfig
 from dsi_jax.models.encoders.config import Towers
+from dsi_jax.models.encoders.towers import EmbeddingTowers
 
-_INITIAL_SCALE = 1 / 0.07  # of CLIP, section 2.5
+_FIXED_SCALE = 1 / 0.07  # without texts; that which `EmbeddingTowers` begin to learn from
+_MIXED = "towers"  # where the parameters of encoders of two families lie
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class ContrastiveConfig(Towers):
     def __post_init__(self) -> None:
         if self.image is None:
             raise ValueError("ContrastiveConfig.image is None; expected an encoder of images")
+        super().__post_init__()
         if self.embedding_dim < 1:
             raise ValueError(f"embedding_dim is {self.embedding_dim!r}; expected at least 1")
 
@@ -46,6 +48,12 @@ class ContrastiveConfig(Towers):
         """E."""
         return self.embedding_dim
 
+    @property
+    def scope(self) -> str:
+        """The first part of the paths of all parameters: the family's name, where it is one."""
+        families = {config.family for config in self.present}
+        return families.pop() if len(families) == 1 else _MIXED
+
 
 class ContrastiveModel(nn.Module):
     """Embeds pairs of a query, a text or an image, and an image."""
@@ -53,11 +61,13 @@ class ContrastiveModel(nn.Module):
     config: ContrastiveConfig
 
     def setup(self) -> None:
-        # Transformers' CLIP takes seconds to import: only who has towers pays for it.
-        from dsi_jax.models.encoders import clip
-
         config = self.config
-        self.clip = clip.Clip(ClipConfig(config.text, config.image, config.embedding_dim))
+        towers = EmbeddingTowers(config.text, config.image, config.embedding_dim)
+        setattr(self, config.scope, towers)
+
+    @property
+    def _towers(self) -> EmbeddingTowers:
+        return getattr(self, self.config.scope)
 
     def __call__(self, batch: Mapping[str, Any], *, deterministic: bool) -> Embeddings:
         """Embeds a batch of pairs.
@@ -65,11 +75,11 @@ class ContrastiveModel(nn.Module):
         Args:
           batch: the streams of queries, see `DSIModel.encode`, and {"document": images}, see
             `dsi_jax.inputs.pixels`; further entries are ignored.
-          deterministic: of no effect, CLIP has no dropout.
+          deterministic: False applies dropout, where the encoders have any.
         """
-        scale = jnp.float32(_INITIAL_SCALE)
+        scale = jnp.float32(_FIXED_SCALE)
         if self.config.text is not None:
-            scale = jnp.minimum(jnp.exp(self.clip.logit_scale), LARGEST_SCALE)
+            scale = jnp.minimum(jnp.exp(self._towers.logit_scale), LARGEST_SCALE)
         queries_BxE = self.encode_query(batch, deterministic=deterministic)
         documents_BxE = self.encode_document(batch["document"], deterministic=deterministic)
         return Embeddings(queries_BxE, documents_BxE, scale)
@@ -78,7 +88,7 @@ class ContrastiveModel(nn.Module):
         """Embeddings float32 [B, E] of the texts and images of a batch."""
         found = []
         if TEXT in batch:
-            found.append(self.clip.embed_text(batch[TEXT]["tokens"]))
+            found.append(self._towers.embed_text(batch[TEXT], deterministic=deterministic))
         if IMAGE in batch:
             found.append(self.encode_document(batch[IMAGE], deterministic=deterministic))
         return streams.interleave(found)
@@ -87,10 +97,7 @@ class ContrastiveModel(nn.Module):
         self, document: Mapping[str, jax.Array], *, deterministic: bool = True
     ) -> jax.Array:
         """Embeddings float32 [B, E] of images, see `dsi_jax.inputs.pixels`."""
-        del deterministic
-        image = self.config.image
-        pixels_BxYxXx3 = squares(document, image.image_size)
-        return self.clip.embed_image(normalize(pixels_BxYxXx3, image.image_mean, image.image_std))
+        return self._towers.embed_image(document, deterministic=deterministic)
 
     @property
     def path_rules(self) -> tuple[tuple[str, tuple], ...]:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,14 +19,12 @@ from dsi_jax.inputs.tokenizer import PAD_ID, Tokenizer
 from dsi_jax.methods.base import Collection, Method, Stream
 from dsi_jax.models.encoders.config import TowersConfig
 from dsi_jax.models.t5 import T5Config
-from dsi_jax.prepare import autosize, warm_start
+from dsi_jax.prepare import autosize, warm_start, warm_start_towers
 from dsi_jax.prepare.train_config import ModelConfig, ScheduleConfig, TrainConfig
+from dsi_jax.prepare.warm_start_towers import PretrainedTowers
 from dsi_jax.storage.model_dir import ModelDir
 from dsi_jax.training import checkpoints, optimizers, partitioning
 from dsi_jax.training import state as state_lib
-
-if TYPE_CHECKING:
-    from dsi_jax.prepare.warm_start_towers import PretrainedTowers
 
 _MODEL_OPTIONS = ("dropout_rate", "dtype", "remat", "scan_layers")
 
@@ -155,22 +153,15 @@ def resolve(config: TrainConfig, initial: Initial, num_documents: int, mesh: Mes
 def towers_of(config: TrainConfig) -> tuple[TowersConfig | None, PretrainedTowers | None]:
     """The towers as they are asked for, and the weights that they begin with."""
     encoders, model = config.encoders, config.model
-    options: dict[str, Any] = {"remat": bool(model.remat)} if model.remat is not None else {}
-    if model.dtype is not None:
-        options["dtype"] = model.dtype
+    options = {"dtype": model.dtype, "remat": model.remat and bool(model.remat)}
     pretrained, text, image = None, encoders.text, encoders.image
     if encoders.checkpoint is not None:
-        # Transformers' CLIP takes seconds to import: only who borrows it pays for it.
-        from dsi_jax.prepare import warm_start_towers
-
         pretrained = warm_start_towers.open_pretrained(encoders.checkpoint)
         text, image = pretrained.text, pretrained.image
     if text is None and image is None:
         return None, None
-    text = text and dataclasses.replace(text, **options)
-    if encoders.image_size is not None:
-        options["image_size"] = encoders.image_size
-    image = image and dataclasses.replace(image, **options)
+    text = text and text.with_options(**options)
+    image = image and image.with_options(**options, image_size=encoders.image_size)
     return TowersConfig(text, image, encoders.memory), pretrained
 
 
@@ -197,10 +188,10 @@ def fitting(
         return None
     image = towers.image if IMAGE in shapes or "document" in shapes else None
     if text is not None:
-        if length > text.max_position_embeddings:
+        if length > text.max_length:
             raise ValueError(
                 f"TASK_FEATURE_LENGTHS keeps {length} tokens; the tower of texts reads "
-                f"{text.max_position_embeddings}"
+                f"{text.max_length}"
             )
         text = text.for_vocabulary(tokenizer.vocab_size, tokenizer.end_id)
     return dataclasses.replace(towers, text=text, image=image)

@@ -10,13 +10,12 @@ from typing import Any
 from dsi_jax.convert import hub
 from dsi_jax.data.corpora.any_corpus import AnyCorpus
 from dsi_jax.inputs import tokenizer as tokenizer_lib
-from dsi_jax.inputs.clip_tokenizer import ClipTokenizer
+from dsi_jax.inputs import tokenizer_registry
 from dsi_jax.storage.model_dir import TOKENIZER, ModelDir
 from dsi_jax.training import checkpoints
 from dsi_jax.utils import atomic_files
 
 BYTES = "bytes"
-_T5_MODEL = "spiece.model"  # what T5's directories call it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,30 +48,21 @@ def given(vocabulary: str) -> tokenizer_lib.Tokenizer:
     path = Path(vocabulary).expanduser()
     if not path.exists() and hub.is_hub_id(vocabulary):
         path = hub.local_directory(vocabulary)
-    if (path / "merges.txt").is_file() or _is_clip(path):
-        return ClipTokenizer.from_file(path)
+    if (tokenizer := tokenizer_registry.from_directory(path)) is not None:
+        return tokenizer
     if _is_or_has_checkpoint(path):
         metadata = checkpoints.load_metadata(checkpoints.latest_checkpoint(path))
-        return tokenizer_lib.from_spec(metadata["tokenizer"])
-    for name in (_T5_MODEL, TOKENIZER):
-        if (path / name).is_file():
-            path /= name
-            break
+        return tokenizer_registry.from_spec(metadata["tokenizer"])
+    if (path / TOKENIZER).is_file():
+        path /= TOKENIZER
     if not path.is_file():
         raise FileNotFoundError(
             f"VOCABULARY {vocabulary!r}: {path} is no file; expected a SentencePiece model, a "
-            f"directory with {_T5_MODEL}, a MODEL_DIR, a checkpoint, or {BYTES!r}"
+            f"directory with {tokenizer_lib.T5_MODEL}, a MODEL_DIR, a checkpoint, or {BYTES!r}"
         )
     if path.suffix == ".json":
         return _read_tokenizer(path)[0]
     return tokenizer_lib.SentencePieceTokenizer.from_file(path)
-
-
-def _is_clip(path: Path) -> bool:
-    config = path / "config.json"
-    return config.is_file() and "clip" in json.loads(config.read_text("utf-8")).get(
-        "model_type", ""
-    )
 
 
 def _is_or_has_checkpoint(path: Path) -> bool:
@@ -122,7 +112,7 @@ def _read_tokenizer(path: Path) -> tuple[tokenizer_lib.Tokenizer, dict[str, Any]
     """The tokenizer of a run's tokenizer.json, and what it was trained on."""
     try:
         stored = json.loads(path.read_text("utf-8"))
-        tokenizer = tokenizer_lib.from_spec(stored["tokenizer"])
+        tokenizer = tokenizer_registry.from_spec(stored["tokenizer"])
         origin = {name: stored[name] for name in _ORIGIN}
     except KeyError as error:
         raise ValueError(f"{path} is no vocabulary of a run: it lacks {error}") from error

@@ -9,7 +9,7 @@ from dsi_jax.evaluation.config import Evaluation
 from dsi_jax.inputs.pixels import Augmentation
 from dsi_jax.methods.base import Method
 from dsi_jax.methods.dsi import DSI
-from dsi_jax.models.encoders.clip_config import ClipTextConfig, ClipVisionConfig
+from dsi_jax.models.encoders.base import ImageEncoderConfig, TextEncoderConfig
 from dsi_jax.models.encoders.memory import MEMORIES
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.prepare import data_config, preflight
@@ -90,8 +90,8 @@ class EncodersConfig:
     """
 
     checkpoint: str | None = None
-    text: ClipTextConfig | None = None
-    image: ClipVisionConfig | None = None
+    text: TextEncoderConfig | None = None
+    image: ImageEncoderConfig | None = None
     memory: str = "both"
     image_size: int | None = None
     image_canvas: int | None = None

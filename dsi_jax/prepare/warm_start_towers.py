@@ -1,28 +1,27 @@
-"""Weights of towers to start from: a CLIP of Hugging Face, or contrastive towers of ours."""
+"""Weights of towers to start from: encoders of Hugging Face, or contrastive towers of ours."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flax import traverse_util
 
-from dsi_jax.convert import hf_clip, hub
-from dsi_jax.convert.position_embeddings import resize_positions
+from dsi_jax.convert import encoder_formats, hub
+from dsi_jax.convert.encoder_format import Flat, PretrainedEncoders
 from dsi_jax.inputs.tokenizer import Tokenizer
 from dsi_jax.methods.base import Method
 from dsi_jax.methods.contrastive import Contrastive
 from dsi_jax.methods.registry import method_of
 from dsi_jax.models.contrastive import ContrastiveConfig
 from dsi_jax.models.dsi import DSIConfig
-from dsi_jax.models.encoders.clip_config import ClipTextConfig, ClipVisionConfig
+from dsi_jax.models.encoders.base import ImageEncoderConfig, TextEncoderConfig
 from dsi_jax.training import assignment, checkpoints
 
-_POSITIONS = "vision_model/embeddings/position_embedding/embedding"
-# Where the transformers lie in a model, by the first part of their paths in a CLIP.
-_OF_DSI = {"text_model": "text_tower/text_model", "vision_model": "image_tower/vision_model"}
+_TOWER_OF_DSI = {"text": "text_tower", "image": "image_tower"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,24 +30,30 @@ class PretrainedTowers:
 
     Attributes:
       name: what messages call it.
-      text: the architecture of the tower of texts; None: there is none.
-      image: likewise of images.
-      load: gives the weights under the paths of `models.clip.Clip`, with slashes.
+      encoders: their architectures and the width of their embeddings.
+      load: gives the weights under the paths of `EmbeddingTowers`, with slashes.
       tokenizer_hash: of its vocabulary, where that is known.
-      embedding_dim: width of its embeddings; None: it has no projections.
     """
 
     name: str
-    text: ClipTextConfig | None
-    image: ClipVisionConfig | None
-    load: Callable[[], dict[str, Any]]
+    encoders: PretrainedEncoders
+    load: Callable[[], Flat]
     tokenizer_hash: str | None = None
-    embedding_dim: int | None = None
+
+    @property
+    def text(self) -> TextEncoderConfig | None:
+        """The architecture of the tower of texts; None: there is none."""
+        return self.encoders.text
+
+    @property
+    def image(self) -> ImageEncoderConfig | None:
+        """The architecture of the tower of images; None: there is none."""
+        return self.encoders.image
 
     def suit(self, method: Method) -> Method:
         """The method with embeddings as wide as the checkpoint's, where it leaves that open."""
         if isinstance(method, Contrastive) and method.embedding_dim is None:
-            return dataclasses.replace(method, embedding_dim=self.embedding_dim)
+            return dataclasses.replace(method, embedding_dim=self.encoders.embedding_dim)
         return method
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
@@ -76,17 +81,13 @@ class PretrainedTowers:
           ValueError: shapes differ.
         """
         flat = self.load()
-        grid = _image_config(config).grid_size
-        if self.image is not None and grid != self.image.grid_size:
-            flat[_POSITIONS] = resize_positions(flat[_POSITIONS], grid)
+        towers = config.towers if isinstance(config, DSIConfig) else config
+        if self.image is not None and towers.image is not None:
+            flat = encoder_formats.fit_image_size(flat, self.image, towers.image)
         own = traverse_util.flatten_dict(params, sep="/")
         lent: dict[str, Any] = {}
         for path, value in flat.items():
-            if isinstance(config, ContrastiveConfig):
-                place = f"clip/{path}"
-            else:
-                part, _, rest = path.partition("/")
-                place = f"{_OF_DSI.get(part, '')}/{rest}"
+            place = _place(config, path)
             if place not in own:
                 continue
             if path.endswith("_projection/kernel") and own[place].shape != value.shape:
@@ -102,7 +103,7 @@ class PretrainedTowers:
 
 
 def open_pretrained(source: str | Path) -> PretrainedTowers:
-    """Opens a CLIP by its directory or hub id, or a MODEL_DIR of contrastive towers.
+    """Opens pretrained encoders by directory or hub id, or a MODEL_DIR of contrastive towers.
 
     Raises:
       FileNotFoundError, ValueError: it is none of these; it is named.
@@ -111,15 +112,10 @@ def open_pretrained(source: str | Path) -> PretrainedTowers:
     if path.is_dir() and not (path / "config.json").is_file():
         return _open_checkpoint(checkpoints.latest_checkpoint(path))
     directory = hub.local_directory(source)
-    config = hf_clip.load_clip_config(directory)
-
-    def load() -> dict[str, Any]:
-        _, params = hf_clip.load_clip(directory, config)
-        return traverse_util.flatten_dict(params, sep="/")
-
-    return PretrainedTowers(
-        str(source), config.text, config.vision, load, embedding_dim=config.projection_dim
-    )
+    encoder_format = encoder_formats.format_in(directory)
+    encoders = encoder_format.load_configs(directory)
+    load = functools.partial(encoder_format.load_params, directory, encoders)
+    return PretrainedTowers(str(source), encoders, load)
 
 
 def _open_checkpoint(directory: Path) -> PretrainedTowers:
@@ -130,20 +126,20 @@ def _open_checkpoint(directory: Path) -> PretrainedTowers:
             f"CLIP_CHECKPOINT {directory} holds a {method.title}; expected contrastive towers"
         )
     config = method.load_model(metadata["model"]).config
+    encoders = PretrainedEncoders(config.text, config.image, config.embedding_dim)
 
-    def load() -> dict[str, Any]:
+    def load() -> Flat:
         flat = traverse_util.flatten_dict(checkpoints.load_params(directory), sep="/")
-        return {path.removeprefix("clip/"): value for path, value in flat.items()}
+        return {path.removeprefix(f"{config.scope}/"): value for path, value in flat.items()}
 
-    return PretrainedTowers(
-        str(directory),
-        config.text,
-        config.image,
-        load,
-        metadata["tokenizer_hash"],
-        config.embedding_dim,
-    )
+    return PretrainedTowers(str(directory), encoders, load, metadata["tokenizer_hash"])
 
 
-def _image_config(config: DSIConfig | ContrastiveConfig) -> ClipVisionConfig:
-    return config.towers.image if isinstance(config, DSIConfig) else config.image
+def _place(config: DSIConfig | ContrastiveConfig, path: str) -> str | None:
+    """Returns where a model keeps the parameter at a path of `EmbeddingTowers`; None: nowhere."""
+    if isinstance(config, ContrastiveConfig):
+        return f"{config.scope}/{path}"
+    for tower in config.towers.present:
+        if path.startswith(f"{tower.module_name}/"):
+            return f"{_TOWER_OF_DSI[tower.modality]}/{path}"
+    return None

@@ -14,11 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from dsi_jax.models import layer_stacking
-
-# `encoder/layers_3/...` of T5, `encoder/layers/3/...` of CLIP.
-_LAYER = re.compile(r"(?P<stack>(.*/)?layers)[/_](?P<index>\d+)/.+")
-# Before the first layer: embeddings, T5's of relative positions included, and CLIP's first norm.
-_BELOW = re.compile(r"(.*/)?(\w*embed\w*|pre_layrnorm)(/.*)?")
+from dsi_jax.models.encoders import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +217,8 @@ def _factors(group: ParamGroup, paths: Sequence[str]) -> Mapping[str, float]:
             f"{group} has a decay, and {scanned[0]} holds all layers at once; expected a model "
             "without scan_layers, or no decay"
         )
-    layers = {path: match for path in paths if (match := _LAYER.fullmatch(path))}
+    layer, below = _layer_patterns()
+    layers = {path: match for path in paths if (match := layer.fullmatch(path))}
     stacks = sorted({match["stack"] for match in layers.values()})
     if len(stacks) != 1:
         raise ValueError(
@@ -233,9 +230,19 @@ def _factors(group: ParamGroup, paths: Sequence[str]) -> Mapping[str, float]:
     def depth(path: str) -> int:
         if path in layers:
             return top - int(layers[path]["index"])
-        return top + 1 if _BELOW.fullmatch(path) else 0
+        return top + 1 if below.fullmatch(path) else 0
 
     return {path: group.rate * group.decay ** depth(path) for path in paths}
+
+
+def _layer_patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Returns the paths of parameters within layers, and of those below the first layer."""
+    # `encoder/layers_3/...` of T5, `encoder/layers/3/...` of CLIP.
+    names = "|".join(["layers", *registry.layers_names()])
+    layer = re.compile(rf"(?P<stack>(.*/)?({names}))[/_](?P<index>\d+)/.+")
+    # Embeddings, T5's of relative positions included, and what else an encoder has there.
+    names = "|".join([r"\w*embed\w*", *registry.input_modules()])
+    return layer, re.compile(rf"(.*/)?({names})(/.*)?")
 
 
 def _line(group: ParamGroup, members: Iterable[tuple[float, int]]) -> str:

@@ -13,7 +13,7 @@ from flax.traverse_util import unflatten_dict
 import gin
 from dsi_jax.convert.hf_clip import param_shapes, save_clip
 from dsi_jax.data.readers import tfds_images
-from dsi_jax.docids.embedders.image import ClipEmbedder
+from dsi_jax.docids.embedders.image import PretrainedImageEncoder
 from dsi_jax.methods.contrastive import Contrastive
 from dsi_jax.methods.trained_embedders import TrainedTowers
 from dsi_jax.models.encoders.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
@@ -69,7 +69,7 @@ def test_texts_look_for_images(name):
     assert data.docids.kind == kind
     if kind == "semantic":
         assert (data.docids.clusters, data.docids.leaf_size) == (30, 30)
-        assert data.docids.embedder == ClipEmbedder(config.encoders.checkpoint)
+        assert data.docids.embedder == PretrainedImageEncoder(config.encoders.checkpoint)
     counts = tfds_images.SPECS[data.corpus].counts
     captioned = counts["train"] + counts.get("restval", 0)
     a_pass = captioned + sum(counts.values())  # a caption and an image each
@@ -96,7 +96,7 @@ def test_irgen(name):
     assert config.encoders.memory == "both"
     assert (config.method.label_smoothing, config.method.z_loss) == (0.1, 0)
     docids = config.data.docids
-    assert docids.embedder == ClipEmbedder("openai/clip-vit-base-patch16")
+    assert docids.embedder == PretrainedImageEncoder("openai/clip-vit-base-patch16")
     assert (docids.levels, docids.codes, docids.vocabulary) == (4, 256, "shared")
     assert docids.supervision == "classes" and docids.collisions == "ties"
     optimizer = config.optimizer
@@ -136,7 +136,8 @@ def test_files_of_the_documentation_parse(snippet, tmp_path):
     files = ("experiments/own_images.gin", "docids/semantic.gin", str(tmp_path / "mine.gin"))
     parse(*files, IMAGES="somewhere", MODEL_DIR="elsewhere")
     embedder = evaluated(gin.query_parameter("%DOCIDS")).embedder
-    assert isinstance(embedder, ClipEmbedder | TrainedTowers) and embedder.directory in snippet
+    assert isinstance(embedder, PretrainedImageEncoder | TrainedTowers)
+    assert embedder.directory in snippet
 
 
 def test_documentation_has_files_for_both_embedders_with_weights():

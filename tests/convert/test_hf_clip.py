@@ -19,15 +19,31 @@ from dsi_jax.convert.hub import local_directory
 from dsi_jax.convert.position_embeddings import resize_positions
 from dsi_jax.models.encoders import clip_sizes
 from dsi_jax.models.encoders.clip import (
-    Clip,
     ClipTextTransformer,
     ClipVisionTransformer,
     end_positions,
 )
 from dsi_jax.models.encoders.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
+from dsi_jax.models.encoders.towers import EmbeddingTowers
 
 VOCAB, LENGTH, END = 99, 12, 98
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
+
+
+class Clip(EmbeddingTowers):
+    """Contrastive towers that compare every text with every image."""
+
+    def __call__(self, tokens, pixels) -> jax.Array:
+        """Scaled cosines float32 [texts, images]."""
+        text_BxE = self.embed_text({"tokens": tokens})
+        image_BxE = self.embed_image({"pixels": pixels})
+        return jnp.exp(self.logit_scale) * (text_BxE @ image_BxE.T)
+
+
+def clip_of(config: ClipConfig) -> Clip:
+    return Clip(config.text, config.vision, config.projection_dim)
+
+
 PATCH_SIZES = pytest.mark.parametrize("patch_size", [8, 16])
 
 
@@ -127,12 +143,12 @@ def test_whole_model_equals_torch(torch, tmp_path, patch_size: int) -> None:
         expected = model(
             input_ids=torch.tensor(texts()).long(), pixel_values=torch_images(torch, images())
         )
-    clip = Clip(config)
+    clip = clip_of(config)
     found = run(clip, params, texts(), images())
     np.testing.assert_allclose(found, expected.logits_per_text, **TOLERANCE)
-    found = run(clip, params, texts(), method="embed_text")
+    found = run(clip, params, {"tokens": texts()}, method="embed_text")
     np.testing.assert_allclose(found, expected.text_embeds, **TOLERANCE)
-    found = run(clip, params, images(), method="embed_image")
+    found = run(clip, params, {"pixels": images()}, method="embed_image")
     np.testing.assert_allclose(found, expected.image_embeds, **TOLERANCE)
 
 
@@ -271,7 +287,7 @@ def test_msgpack_and_the_models_of_transformers_in_flax(checkpoint, tmp_path) ->
     assert_equal(params, expected)
     pixels = images().transpose(0, 3, 1, 2)
     logits = jax.jit(lambda params: model(texts(), pixels, params=params).logits_per_text)(params)
-    found = run(Clip(config), params, texts(), images())
+    found = run(clip_of(config), params, texts(), images())
     np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5)
 
 
@@ -351,8 +367,8 @@ def test_bfloat16_keeps_parameters_and_softmax_in_float32(checkpoint) -> None:
     directory, _ = checkpoint
     config = load_clip_config(directory, dtype="bfloat16", remat=True)
     _, params = load_clip(directory, config)
-    expected = run(Clip(load_clip_config(directory)), params, texts(), images())
-    model = Clip(config)
+    expected = run(clip_of(load_clip_config(directory)), params, texts(), images())
+    model = clip_of(config)
     init = jax.eval_shape(model.init, jax.random.key(0), texts(), images())
     assert {leaf.dtype for leaf in jax.tree.leaves(init)} == {jnp.dtype("float32")}
     found = run(model, params, texts(), images())

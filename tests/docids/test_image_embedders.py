@@ -14,12 +14,12 @@ from PIL import Image
 from dsi_jax.convert.hf_clip import param_shapes, save_clip
 from dsi_jax.data.readers import demo_image
 from dsi_jax.docids.document_columns import DocumentColumns
-from dsi_jax.docids.embedders.image import ClipEmbedder, PixelPca
+from dsi_jax.docids.embedders.image import PixelPca, PretrainedImageEncoder
 from dsi_jax.docids.kinds.semantic import Semantic
 from dsi_jax.inputs import image_files
 from dsi_jax.inputs.pixels import normalize
-from dsi_jax.models.encoders.clip import Clip
 from dsi_jax.models.encoders.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
+from dsi_jax.models.encoders.towers import EmbeddingTowers
 
 SIZES = {
     "hidden_size": 32,
@@ -131,21 +131,21 @@ def clip(tmp_path_factory):
 def test_features_are_those_of_clip_whatever_the_batches(clip, scenes):
     directory, config, params = clip
     inputs = normalize(pixels_of(scenes, 32), VISION.image_mean, VISION.image_std)
-    model = Clip(config)
-    expected = jax.jit(lambda params, x: model.apply({"params": params}, x, method="embed_image"))(
-        params, inputs
-    )
+    model = EmbeddingTowers(config.text, config.vision, config.projection_dim)
+    embed = jax.jit(lambda params, x: model.apply({"params": params}, x, method="embed_image"))
+    expected = embed(params, {"pixels": inputs})
     for batch_size in (16, 64):
-        found = ClipEmbedder(str(directory), batch_size).embed_images(scenes)
+        found = PretrainedImageEncoder(str(directory), batch_size).embed_images(scenes)
         assert found.dtype == np.float32 and found.shape == (40, 16)
         np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
-    assert ClipEmbedder(str(directory)).describe() == {"name": "clip", "model": directory.name}
+    described = PretrainedImageEncoder(str(directory)).describe()
+    assert described == {"name": "clip", "model": directory.name}
 
 
 def test_a_clip_is_read_and_compiled_once(clip, scenes, tmp_path, compiled):
     copy = shutil.copytree(clip[0], tmp_path / "copy")
-    embedder = ClipEmbedder(str(copy), batch_size=16)
+    embedder = PretrainedImageEncoder(str(copy), batch_size=16)
     vectors = embedder.embed_images(scenes)
     shutil.rmtree(copy)
     compiled.clear()
@@ -171,7 +171,7 @@ def test_features_equal_torch(clip, scenes):
         inputs = processor(decoded, return_tensors="pt")["pixel_values"]
         expected = model.get_image_features(pixel_values=inputs)
         expected = expected / expected.norm(dim=-1, keepdim=True)
-    found = ClipEmbedder(str(directory)).embed_images(sources)
+    found = PretrainedImageEncoder(str(directory)).embed_images(sources)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
 
 
@@ -184,13 +184,13 @@ def png(pixels: np.ndarray) -> bytes:
 def test_vision_half_without_projection_gives_the_class_token(tmp_path, scenes):
     config = ClipConfig(None, VISION, projection_dim=None)
     params = save(tmp_path, config)
-    found = ClipEmbedder(str(tmp_path)).embed_images(scenes[:3])
+    found = PretrainedImageEncoder(str(tmp_path)).embed_images(scenes[:3])
     assert found.shape == (3, SIZES["hidden_size"])
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
     # The same weights behind a projection that changes nothing.
     identity = {"visual_projection": {"kernel": np.eye(32, dtype=np.float32)}}
     save_clip(tmp_path / "projected", ClipConfig(None, VISION, 32), params | identity)
-    projected = ClipEmbedder(str(tmp_path / "projected")).embed_images(scenes[:3])
+    projected = PretrainedImageEncoder(str(tmp_path / "projected")).embed_images(scenes[:3])
     np.testing.assert_allclose(found, projected, atol=1e-6)
 
 
@@ -198,15 +198,15 @@ def test_errors(tmp_path, scenes):
     with pytest.raises(ValueError, match="no documents to embed"):
         PixelPca().embed_images([])
     with pytest.raises(FileNotFoundError, match="nowhere/at/all"):
-        ClipEmbedder("nowhere/at/all").embed_images(scenes)
+        PretrainedImageEncoder("nowhere/at/all").embed_images(scenes)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     with pytest.raises(image_files.ImageError, match=re.escape(str(broken))):
         PixelPca().embed_images([scenes[0], broken])
     save(tmp_path / "text", ClipConfig(TEXT, None, 16))
-    with pytest.raises(ValueError, match=r"none of the wanted halves of a CLIP: \['vision'\]"):
-        ClipEmbedder(str(tmp_path / "text")).embed_images(scenes)
+    with pytest.raises(ValueError, match=r"text has an encoder of texts alone; expected an"):
+        PretrainedImageEncoder(str(tmp_path / "text")).embed_images(scenes)
     with pytest.raises(ValueError, match="dimensions of at least 1"):
         PixelPca(dimensions=0)
     with pytest.raises(ValueError, match="batch_size of at least 1"):
-        ClipEmbedder("x", batch_size=0)
+        PretrainedImageEncoder("x", batch_size=0)

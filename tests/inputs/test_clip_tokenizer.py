@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dsi_jax.inputs import clip_tokenizer
 from dsi_jax.inputs.clip_tokenizer import END, START, ClipTokenizer
-from dsi_jax.inputs.tokenizer import from_spec
+from dsi_jax.inputs.tokenizer_registry import from_spec
 
 TEXTS = [
     "",

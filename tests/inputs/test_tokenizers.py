@@ -11,9 +11,9 @@ from dsi_jax.inputs import tokenizer as tokenizer_lib
 from dsi_jax.inputs.tokenizer import (
     ByteTokenizer,
     SentencePieceTokenizer,
-    from_spec,
     train_sentencepiece,
 )
+from dsi_jax.inputs.tokenizer_registry import from_spec
 
 LENGTHS = (1, 2, 7, 64)
 TEXTS = [

@@ -24,7 +24,7 @@ CORE = [
     )
 ]
 # Transformers' Flax modules import torch where it is installed.
-CLIP = ["dsi_jax.models.encoders.clip_towers", "dsi_jax.convert.hf_clip"]
+CLIP = ["dsi_jax.models.encoders.clip", "dsi_jax.convert.hf_clip"]
 SERVING = ["dsi_jax.retriever", "dsi_jax.search", "dsi_jax.main"]
 BARRED = ("tensorflow", "seqio", "gin", "torch")
 

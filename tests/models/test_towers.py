@@ -1,6 +1,7 @@
 """CLIP's towers as encoders: memory, mask, gradients, path rules."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -9,12 +10,17 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from dsi_jax.inputs.pixels import CLIP_MEAN, CLIP_STD
-from dsi_jax.models.encoders.clip import Clip
-from dsi_jax.models.encoders.clip_config import ClipConfig, ClipTextConfig, ClipVisionConfig
-from dsi_jax.models.encoders.clip_towers import ClipTextTower, ClipVisionTower
-from dsi_jax.models.encoders.config import path_rules
+from dsi_jax.models.contrastive import ContrastiveConfig, ContrastiveModel
+from dsi_jax.models.encoders.clip_config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ClipConfig,
+    ClipTextConfig,
+    ClipVisionConfig,
+)
+from dsi_jax.models.encoders.config import TowersConfig
 from dsi_jax.models.encoders.memory import MEMORIES
+from dsi_jax.models.encoders.towers import MemoryTower
 
 END, WIDTH, LENGTH = 1, 24, 6  # T5's end token; it pads with 0
 SIZES = {
@@ -34,10 +40,8 @@ STREAMS = {"text": {"tokens": TOKENS}, "image": {"pixels": PIXELS}}
 
 
 def make_tower(modality: str, memory: str = "both", **changes):
-    cls, config = ClipVisionTower, CONFIG.vision
-    if modality == "text":
-        cls, config = ClipTextTower, CONFIG.text
-    return cls(dataclasses.replace(config, **changes), WIDTH, memory)
+    config = CONFIG.text if modality == "text" else CONFIG.vision
+    return MemoryTower(dataclasses.replace(config, **changes), WIDTH, memory)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +171,8 @@ def matches(rules, paths) -> dict[str, list[str]]:
 @pytest.mark.parametrize("modality", ["text", "image"])
 def test_path_rules_cover_every_matrix(params, modality: str) -> None:
     flat = flatten_dict({"encoders": params[modality]}, sep="/")
-    rules = path_rules(text=modality == "text", vision=modality == "image")
+    towers = {"text": CONFIG.text, "image": CONFIG.vision}
+    rules = TowersConfig(**dict.fromkeys(towers) | {modality: towers[modality]}).path_rules
     found = matches(rules, flat)
     assert all(found.values())
     covered = {path: rule for rule, paths in found.items() for path in paths}
@@ -178,9 +183,11 @@ def test_path_rules_cover_every_matrix(params, modality: str) -> None:
 
 
 def test_path_rules_cover_the_contrastive_model() -> None:
-    shapes = jax.eval_shape(Clip(CONFIG).init, jax.random.key(0), TOKENS, PIXELS.astype(np.float32))
-    flat = flatten_dict(shapes["params"], sep="/")
-    found = matches(path_rules(text=True, vision=True), flat)
+    model = ContrastiveModel(ContrastiveConfig(CONFIG.text, CONFIG.vision, 16))
+    batch = {"text": STREAMS["text"], "document": STREAMS["image"]}
+    init = functools.partial(model.init, deterministic=True)
+    flat = flatten_dict(jax.eval_shape(init, jax.random.key(0), batch)["params"], sep="/")
+    found = matches(model.path_rules, flat)
     assert all(found.values())
     covered = {path for paths in found.values() for path in paths}
     assert {path for path, leaf in flat.items() if leaf.ndim > 1} <= covered

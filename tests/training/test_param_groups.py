@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.models.encoders.clip_config import ClipTextConfig, ClipVisionConfig
-from dsi_jax.models.encoders.clip_towers import ClipTextTower, ClipVisionTower
+from dsi_jax.models.encoders.towers import MemoryTower
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.training import param_groups, partitioning, program
 from dsi_jax.training.checkpoints import Checkpointer
@@ -211,8 +211,8 @@ def tower_shapes(layers: int) -> dict:
         "num_hidden_layers": layers,
         "num_attention_heads": 2,
     }
-    text = ClipTextTower(ClipTextConfig(**sizes, vocab_size=9), 8)
-    vision = ClipVisionTower(ClipVisionConfig(**sizes, image_size=8, patch_size=4), 8)
+    text = MemoryTower(ClipTextConfig(**sizes, vocab_size=9), 8)
+    vision = MemoryTower(ClipVisionConfig(**sizes, image_size=8, patch_size=4), 8)
     key = jax.random.key(0)
     streams = {"tokens": np.zeros((1, 4), np.int32)}, {"pixels": np.zeros((1, 8, 8, 3), np.uint8)}
     return {

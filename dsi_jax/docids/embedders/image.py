@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
+from dsi_jax.convert import encoder_formats, hub
+from dsi_jax.convert.encoder_format import EncoderFormat
 from dsi_jax.docids.embedders.batches import embed_batches, in_parts
 from dsi_jax.inputs.encoder_inputs import PixelReader
-from dsi_jax.inputs.pixels import normalize
-from dsi_jax.models.encoders.clip_config import ClipConfig
+from dsi_jax.models.encoders.towers import EmbeddingTowers
 
 _CHUNK = 1024  # images in memory at a time
 
@@ -90,15 +91,16 @@ class PixelPca:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipEmbedder:
-    """The image features of a pretrained CLIP (Radford et al. 2021), of length 1.
+class PretrainedImageEncoder:
+    """The image features of a pretrained encoder, of length 1.
 
     The files are read, and the program is compiled, once an embedder. Between calls the weights are
     in the host's memory alone.
 
     Attributes:
-      directory: a CLIP, or its vision half, as Hugging Face saves it, or a hub id; see
-        `dsi_jax.convert.hf_clip`. A model without projections gives the class token's state.
+      directory: an encoder of images as Hugging Face saves it, or a hub id; of a format that
+        `dsi_jax.convert.encoder_formats` knows, such as CLIP's. A model without projections gives
+        the pooled state.
       batch_size: images encoded at a time.
 
     Raises:
@@ -118,55 +120,54 @@ class ClipEmbedder:
         """See `ImageEmbedder`; nothing is random here.
 
         Raises:
-          FileNotFoundError, ImageError: as `load_clip` and `images.decode`.
-          ValueError: as `load_clip`, or there is no image.
+          FileNotFoundError, ImageError: as `EncoderFormat.load_params` and `images.decode`.
+          ValueError: as `EncoderFormat.load_params`, or there is no image.
         """
         del seed
-        clip = self._clip
-        read = PixelReader(clip.config.vision.image_size, cache_bytes=0)
-        embed = functools.partial(clip.features, jax.device_put(clip.params))
+        encoder = self._encoder
+        read = PixelReader(encoder.image_size, cache_bytes=0)
+        embed = functools.partial(encoder.features, jax.device_put(encoder.params))
         return embed_batches(embed, read, images, self.batch_size)
 
     @functools.cached_property
-    def _clip(self) -> "_LoadedClip":
-        # Transformers' CLIP takes seconds to import: only who embeds with it pays for it.
-        from dsi_jax.convert.hf_clip import load_clip, load_clip_config
+    def _source(self) -> tuple[EncoderFormat, Path]:
+        """The format of the checkpoint and its directory."""
+        directory = hub.local_directory(self.directory)
+        return encoder_formats.format_in(directory), directory
 
-        config, params = load_clip(self.directory, load_clip_config(self.directory, text=False))
+    @functools.cached_property
+    def _encoder(self) -> "_LoadedEncoder":
+        encoder_format, directory = self._source
+        encoders = encoder_format.load_configs(directory)
+        if encoders.image is None:
+            raise ValueError(
+                f"{directory} has an encoder of texts alone; expected an encoder of images"
+            )
+        encoders = dataclasses.replace(encoders, text=None)
+        flat = encoder_format.load_params(directory, encoders)
+        towers = EmbeddingTowers(None, encoders.image, encoders.embedding_dim)
 
         @jax.jit
         def features(params: Any, read: Mapping[str, jax.Array]) -> jax.Array:
-            return _features(config, params, read["pixels"])
+            return towers.apply({"params": params}, read, method="embed_image")
 
-        return _LoadedClip(config, params, features)
+        params = traverse_util.unflatten_dict(flat, sep="/")
+        return _LoadedEncoder(encoders.image.image_size, params, features)
 
     def describe(self) -> dict[str, Any]:
         """See `ImageEmbedder`; the model goes by the name of its directory or its hub id."""
-        return {"name": "clip", "model": Path(self.directory).resolve().name}
+        return {"name": self._source[0].family, "model": Path(self.directory).resolve().name}
 
 
-class _LoadedClip(NamedTuple):
-    """A CLIP, or its vision half.
+class _LoadedEncoder(NamedTuple):
+    """A pretrained encoder of images.
 
     Attributes:
-      config: its architecture.
+      image_size: pixels a side of an image.
       params: the parameters, float32 NumPy arrays.
       features: (params, what is read of B images) -> float32 [B, E], under `jax.jit`.
     """
 
-    config: ClipConfig
+    image_size: int
     params: Any
     features: Callable[[Any, Mapping[str, jax.Array]], jax.Array]
-
-
-def _features(config: ClipConfig, params: Any, pixels_BxYxXx3: jax.Array) -> jax.Array:
-    """Unit vectors float32 [B, E] of uint8 images."""
-    from dsi_jax.models.encoders.clip import Clip, ClipVisionTransformer
-
-    vision = config.vision
-    inputs_BxYxXx3 = normalize(pixels_BxYxXx3, vision.image_mean, vision.image_std)
-    if config.projection_dim:
-        return Clip(config).apply({"params": params}, inputs_BxYxXx3, method="embed_image")
-    transformer = ClipVisionTransformer(vision)
-    _, pooled_BxD = transformer.apply({"params": params["vision_model"]}, inputs_BxYxXx3)
-    return pooled_BxD / jnp.linalg.norm(pooled_BxD, axis=-1, keepdims=True)

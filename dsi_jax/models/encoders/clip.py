@@ -5,21 +5,27 @@ of transformers' Flax modules. Around them is ours: the loop over the layers (re
 constraints of activations, bfloat16 residuals), attention (logits and softmax in float32; theirs
 are bfloat16 in a bfloat16 model) and the pooling of the text.
 
-Shape letters as in `dsi_jax.models.layers`, and Y, X height and width of an image, E the width of
-contrastive embeddings.
+Shape letters as in `dsi_jax.models.layers`, and Y, X height and width of an image.
 """
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from transformers.models.clip import modeling_flax_clip as hf
 
-from dsi_jax.models.encoders.clip_config import (
-    ClipConfig,
-    ClipTextConfig,
-    ClipTransformerConfig,
-    ClipVisionConfig,
-)
+from dsi_jax.models.encoders.base import Encoded
+
+if typing.TYPE_CHECKING:  # the configs import this module when they build one of its own
+    from dsi_jax.models.encoders.clip_config import (
+        ClipTextConfig,
+        ClipTransformerConfig,
+        ClipVisionConfig,
+    )
 
 
 class _Attention(hf.FlaxCLIPAttention):
@@ -110,6 +116,24 @@ class ClipTextTransformer(nn.Module):
         pooled_Bx1xD = jnp.take_along_axis(states_BxSxD, ends_B[:, None, None], axis=1)
         return states_BxSxD, pooled_Bx1xD[:, 0]
 
+    def encode(self, inputs: Mapping[str, jax.Array], *, deterministic: bool) -> Encoded:
+        """See `EncoderConfig.build`.
+
+        A text ends at its first end token, whatever the tokenizer pads with, and the causal
+        transformer does not look beyond. So any tokenizer serves whose end token the config knows:
+        CLIP's own, which pads with the end token, or T5's, which pads with 0.
+
+        Args:
+          inputs: {"tokens": int32 [B, S]}; a mask in it is not needed.
+          deterministic: without effect, CLIP has no dropout.
+        """
+        del deterministic
+        tokens_BxS = inputs["tokens"]
+        states_BxSxD, pooled_BxD = self(tokens_BxS)
+        ends_Bx1 = end_positions(tokens_BxS, self.config.eos_token_id)[:, None]
+        positions_S = jnp.arange(tokens_BxS.shape[1])
+        return Encoded(states_BxSxD, positions_S < ends_Bx1, pooled_BxD, positions_S == ends_Bx1)
+
 
 class ClipVisionTransformer(nn.Module):
     """Pixels -> states as they leave the last layer, and the class token's after a layer norm."""
@@ -145,43 +169,17 @@ class ClipVisionTransformer(nn.Module):
         states_BxSxD = self.encoder(x_BxSxD)
         return states_BxSxD, self.post_layernorm(states_BxSxD[:, 0])
 
+    def encode(self, inputs: jax.Array, *, deterministic: bool) -> Encoded:
+        """See `EncoderConfig.build`: the states are those of patches, pooled is the class token's.
 
-class Clip(nn.Module):
-    """Both transformers with the projections of contrastive learning: the dense baseline."""
-
-    config: ClipConfig
-
-    def setup(self) -> None:
-        def projection(config: ClipTransformerConfig) -> nn.Dense:
-            return nn.Dense(
-                self.config.projection_dim,
-                use_bias=False,
-                dtype=jnp.dtype(config.dtype),
-                kernel_init=nn.initializers.normal(0.01),
-            )
-
-        if self.config.text is not None:
-            self.text_model = ClipTextTransformer(self.config.text)
-            self.text_projection = projection(self.config.text)
-        if self.config.vision is not None:
-            self.vision_model = ClipVisionTransformer(self.config.vision)
-            self.visual_projection = projection(self.config.vision)
-        if self.config.text is not None and self.config.vision is not None:
-            # exp(2.6592) = 1 / 0.07, the paper's initial temperature (section 2.5).
-            self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592), [])
-
-    def __call__(self, tokens_BxS: jax.Array, pixels_BxYxXx3: jax.Array) -> jax.Array:
-        """Scaled cosines float32 [texts, images] of every text with every image."""
-        text_BxE, image_BxE = self.embed_text(tokens_BxS), self.embed_image(pixels_BxYxXx3)
-        return jnp.exp(self.logit_scale) * (text_BxE @ image_BxE.T)
-
-    def embed_text(self, tokens_BxS: jax.Array) -> jax.Array:
-        """Unit vectors float32 [B, E] of texts int32 [B, S]."""
-        return _normalized(self.text_projection(self.text_model(tokens_BxS)[1]))
-
-    def embed_image(self, pixels_BxYxXx3: jax.Array) -> jax.Array:
-        """Unit vectors float32 [B, E] of normalised images [B, Y, X, 3]."""
-        return _normalized(self.visual_projection(self.vision_model(pixels_BxYxXx3)[1]))
+        Args:
+          inputs: as `__call__`.
+          deterministic: without effect, CLIP has no dropout.
+        """
+        del deterministic
+        states_BxSxD, pooled_BxD = self(inputs)
+        patches_BxSxD = states_BxSxD[:, 1:]
+        return Encoded(patches_BxSxD, jnp.ones(patches_BxSxD.shape[:2], bool), pooled_BxD)
 
 
 def end_positions(tokens_BxS: jax.Array, eos_token_id: int | None) -> jax.Array:
@@ -203,8 +201,3 @@ def end_positions(tokens_BxS: jax.Array, eos_token_id: int | None) -> jax.Array:
 
 def _layer_norm(config: ClipTransformerConfig) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.dtype(config.dtype))
-
-
-def _normalized(x_BxE: jax.Array) -> jax.Array:
-    x_BxE = x_BxE.astype(jnp.float32)
-    return x_BxE / jnp.linalg.norm(x_BxE, axis=-1, keepdims=True)

@@ -5,16 +5,36 @@ are hashable and checked.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from dsi_jax.inputs.pixels import CLIP_MEAN, CLIP_STD
-from dsi_jax.models.t5 import check_fields
+import flax.linen as nn
+
+from dsi_jax.models.encoders.base import (
+    EncoderConfig,
+    ImageEncoderConfig,
+    PathRules,
+    TextEncoderConfig,
+)
+
+# Of OpenAI's CLIP, https://github.com/openai/CLIP, and of nearly every CLIP since.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
+# Column-parallel kernels, then row-parallel ones (Shoeybi et al., 2019, section 3). Not named, so
+# replicated: layer norms, biases of rows, the class embedding.
+_LAYER = r"encoder/layers/\d+/"
+_TRANSFORMER_RULES: PathRules = (
+    (_LAYER + r"(self_attn/[qkv]_proj|mlp/fc1)/kernel", ("fsdp", "model")),
+    (_LAYER + r"(self_attn/[qkv]_proj|mlp/fc1)/bias", ("model",)),
+    (_LAYER + r"(self_attn/out_proj|mlp/fc2)/kernel", ("model", "fsdp")),
+    (r"embeddings/position_embedding/embedding", (None, "fsdp")),
+)
+
 
 @dataclasses.dataclass(frozen=True)
-class ClipTransformerConfig:
+class ClipTransformerConfig(EncoderConfig):
     """What text and vision transformers have in common.
 
     Attributes:
@@ -41,6 +61,7 @@ class ClipTransformerConfig:
     dtype: str = "float32"
     remat: bool = False
 
+    family: ClassVar[str] = "clip"
     causal: ClassVar[bool]
     attention_dropout: ClassVar[float] = 0.0  # read by transformers' module; 0 in every CLIP
 
@@ -62,23 +83,9 @@ class ClipTransformerConfig:
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"{name}.dtype is {self.dtype!r}; expected 'float32' or 'bfloat16'")
 
-    def to_json(self) -> dict[str, Any]:
-        """A plain dict as `json` would read it."""
-        plain = dataclasses.asdict(self)
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]):
-        """The config of a dict made by `to_json`.
-
-        Raises:
-          ValueError: the dict has fields unknown here, or lacks some.
-        """
-        return cls(**check_fields(cls, value))
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipTextConfig(ClipTransformerConfig):
+class ClipTextConfig(ClipTransformerConfig, TextEncoderConfig):
     """A text transformer.
 
     Attributes:
@@ -96,7 +103,14 @@ class ClipTextConfig(ClipTransformerConfig):
     max_position_embeddings: int = 77
     eos_token_id: int | None = None
 
+    kind: ClassVar[str] = "clip_text"
     causal: ClassVar[bool] = True
+    # Columns are split, not rows: a vocabulary has any size, and a lookup then needs no sum over
+    # devices.
+    path_rules: ClassVar[PathRules] = (
+        *_TRANSFORMER_RULES,
+        (r"embeddings/token_embedding/embedding", (None, ("fsdp", "model"))),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +120,18 @@ class ClipTextConfig(ClipTransformerConfig):
                 f"vocab_size {self.vocab_size}, or None"
             )
 
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a text."""
+        return self.max_position_embeddings
+
+    def build(self) -> nn.Module:
+        """See `EncoderConfig`."""
+        # Transformers' CLIP takes seconds to import: only who has such an encoder pays for it.
+        from dsi_jax.models.encoders.clip import ClipTextTransformer
+
+        return ClipTextTransformer(self)
+
     def for_vocabulary(self, vocab_size: int, end_id: int) -> "ClipTextConfig":
         """The same for another tokenizer; CLIP's own, with its highest id last, stays as it is."""
         if self.eos_token_id is None and vocab_size == self.vocab_size:
@@ -114,7 +140,7 @@ class ClipTextConfig(ClipTransformerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipVisionConfig(ClipTransformerConfig):
+class ClipVisionConfig(ClipTransformerConfig, ImageEncoderConfig):
     """A vision transformer.
 
     Attributes:
@@ -132,7 +158,13 @@ class ClipVisionConfig(ClipTransformerConfig):
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
 
+    kind: ClassVar[str] = "clip_vision"
     causal: ClassVar[bool] = False
+    input_modules: ClassVar[tuple[str, ...]] = ("pre_layrnorm",)  # sic
+    path_rules: ClassVar[PathRules] = (
+        *_TRANSFORMER_RULES,
+        (r"embeddings/patch_embedding/kernel", (None, None, None, ("fsdp", "model"))),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,6 +178,13 @@ class ClipVisionConfig(ClipTransformerConfig):
                 f"ClipVisionConfig.patch_size is {self.patch_size}; expected at most image_size "
                 f"{self.image_size}"
             )
+
+    def build(self) -> nn.Module:
+        """See `EncoderConfig`."""
+        # See `ClipTextConfig.build`.
+        from dsi_jax.models.encoders.clip import ClipVisionTransformer
+
+        return ClipVisionTransformer(self)
 
     @property
     def grid_size(self) -> int:
@@ -173,3 +212,6 @@ class ClipConfig:
     def __post_init__(self) -> None:
         if self.text is None and self.vision is None:
             raise ValueError("ClipConfig has neither text nor vision; expected at least one")
+
+
+ENCODERS = (ClipTextConfig, ClipVisionConfig)

@@ -1,13 +1,23 @@
-"""What towers a model has, and how their parameters lie on a mesh."""
+"""The encoders that a model has, of whatever kinds, and how their parameters lie on a mesh."""
 
 import dataclasses
 from typing import Any, Self
 
 import flax.linen as nn
 
-from dsi_jax.models.encoders.clip_config import ClipTextConfig, ClipVisionConfig
+from dsi_jax.inputs.streams import MODALITIES
+from dsi_jax.models.encoders import registry
+from dsi_jax.models.encoders.base import (
+    EncoderConfig,
+    ImageEncoderConfig,
+    PathRules,
+    TextEncoderConfig,
+)
 from dsi_jax.models.encoders.memory import check_memory
+from dsi_jax.models.encoders.towers import MemoryTower
 from dsi_jax.models.t5 import check_fields
+
+_PROJECTION_AXES = ("fsdp", "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,39 +29,64 @@ class Towers:
       image: the encoder of images; None: there is none.
 
     Raises:
-      ValueError: both are absent.
+      ValueError: both are absent, or one encodes something else.
     """
 
-    text: ClipTextConfig | None
-    image: ClipVisionConfig | None
+    text: TextEncoderConfig | None
+    image: ImageEncoderConfig | None
 
     def __post_init__(self) -> None:
+        name = type(self).__name__
         if self.text is None and self.image is None:
-            name = type(self).__name__
             raise ValueError(f"{name} has neither text nor image; expected at least one")
+        for modality in MODALITIES:
+            found = getattr(self, modality)
+            if found is not None and found.modality != modality:
+                raise ValueError(
+                    f"{name}.{modality} is of kind {found.kind!r}, which encodes "
+                    f"{found.modality!r}; expected an encoder of {modality!r}"
+                )
 
     @property
-    def path_rules(self) -> tuple[tuple[str, tuple], ...]:
-        """See `path_rules`."""
-        return path_rules(text=self.text is not None, vision=self.image is not None)
+    def present(self) -> list[EncoderConfig]:
+        """The encoders that there are, that of texts first."""
+        return [config for config in (self.text, self.image) if config is not None]
+
+    @property
+    def path_rules(self) -> PathRules:
+        """How the parameters lie on a mesh (`training.partitioning.PathRules`).
+
+        Each rule matches some parameter.
+        """
+        rules = [
+            (rf"(.*/)?{config.module_name}/(?:{pattern})", axes)
+            for config in self.present
+            for pattern, axes in config.path_rules
+        ]
+        names = ["memory_projection", *(config.projection_name for config in self.present)]
+        return (*rules, (rf"(.*/)?({'|'.join(names)})/kernel", _PROJECTION_AXES))
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict that `json` can write."""
+        """Returns a plain dict that `json` can write."""
         towers = {"text": self.text, "image": self.image}
-        return dataclasses.asdict(self) | {
-            name: tower and tower.to_json() for name, tower in towers.items()
+        others = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in towers
         }
+        return {name: tower and registry.to_json(tower) for name, tower in towers.items()} | others
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """The config of a dict made by `to_json`.
+        """Returns the config of a dict made by `to_json`.
 
         Raises:
-          ValueError: the dict has fields unknown here, or lacks some.
+          ValueError: the dict has fields unknown here, lacks some, or an encoder is of an unknown
+            kind.
         """
         value = check_fields(cls, value)
-        for name, config in (("text", ClipTextConfig), ("image", ClipVisionConfig)):
-            value[name] = value[name] and config.from_json(value[name])
+        for modality in MODALITIES:
+            value[modality] = value[modality] and registry.from_json(value[modality], modality)
         return cls(**value)
 
 
@@ -63,7 +98,7 @@ class TowersConfig(Towers):
       memory: what the decoder attends to, one of MEMORIES.
 
     Raises:
-      ValueError: both towers are absent, or the memory is of another kind.
+      ValueError: as `Towers`, or the memory is of another kind.
     """
 
     memory: str = "both"
@@ -73,41 +108,8 @@ class TowersConfig(Towers):
         check_memory(self.memory)
 
     def modules(self, width: int) -> tuple[nn.Module | None, nn.Module | None]:
-        """The towers of a model, with memories of this width."""
-        # Transformers' CLIP takes seconds to import: only who has towers pays for it.
-        from dsi_jax.models.encoders.clip_towers import ClipTextTower, ClipVisionTower
-
+        """Returns the towers of texts and images, with memories of this width."""
         return (
-            self.text and ClipTextTower(self.text, width, self.memory),
-            self.image and ClipVisionTower(self.image, width, self.memory),
+            self.text and MemoryTower(self.text, width, self.memory),
+            self.image and MemoryTower(self.image, width, self.memory),
         )
-
-
-# Column-parallel kernels, then row-parallel ones (Shoeybi et al., 2019, section 3), in whichever
-# towers there are. Not named, so replicated: layer norms, biases of rows, the class embedding.
-_LAYER = r"(.*/)?(text|vision)_model/encoder/layers/\d+/"
-_EMBEDDINGS = r"(.*/)?(text|vision)_model/embeddings/"
-_BOTH_RULES = (
-    (_LAYER + r"(self_attn/[qkv]_proj|mlp/fc1)/kernel", ("fsdp", "model")),
-    (_LAYER + r"(self_attn/[qkv]_proj|mlp/fc1)/bias", ("model",)),
-    (_LAYER + r"(self_attn/out_proj|mlp/fc2)/kernel", ("model", "fsdp")),
-    (_EMBEDDINGS + r"position_embedding/embedding", (None, "fsdp")),
-    (r"(.*/)?(memory|text|visual)_projection/kernel", ("fsdp", "model")),
-)
-# Columns are split, not rows: a vocabulary has any size, and a lookup then needs no sum over
-# devices.
-_TEXT_RULES = ((_EMBEDDINGS + r"token_embedding/embedding", (None, ("fsdp", "model"))),)
-_VISION_RULES = ((_EMBEDDINGS + r"patch_embedding/kernel", (None, None, None, ("fsdp", "model"))),)
-
-
-def path_rules(*, text: bool, vision: bool) -> tuple[tuple[str, tuple], ...]:
-    """How the parameters of towers, or of a `Clip`, lie on a mesh.
-
-    Args:
-      text: whether there is a text tower.
-      vision: whether there is a vision tower.
-
-    Returns:
-      `dsi_jax.training.partitioning.PathRules`, each of which matches some parameter.
-    """
-    return _BOTH_RULES + _TEXT_RULES * text + _VISION_RULES * vision
