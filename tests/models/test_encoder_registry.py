@@ -1,6 +1,7 @@
 """Encoders of another project: registered, built into models, saved, sharded, and refused."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -177,7 +178,7 @@ def test_encoders_of_two_families_serve_one_model():
 @pytest.mark.parametrize("model", [dsi(), ContrastiveModel(ContrastiveConfig(TEXT, IMAGE, 10))])
 def test_sharding_rules_of_other_encoders(model):
     batch = batch_of()
-    init = lambda: model.init(jax.random.key(0), batch, deterministic=True)  # noqa: E731
+    init = functools.partial(model.init, jax.random.key(0), batch, deterministic=True)
     boxed = jax.eval_shape(init)["params"]
     mesh = partitioning.one_device_mesh()
     shardings = partitioning.param_shardings(
@@ -212,12 +213,8 @@ def test_json_of_a_checkpoint_before_there_were_kinds():
     value = towers.to_json()
     assert "kind" not in value["text"] and "kind" not in value["image"]  # as it was written then
     assert TowersConfig.from_json(json.loads(json.dumps(value))) == towers
-    named = {name: {"kind": f"clip_{name}"} | value[part] for name, part in NAMES.items()}
-    assert registry.from_json(named["text"], "text") == tiny.text
-    assert registry.from_json(named["vision"], "image") == tiny.vision
-
-
-NAMES = {"text": "text", "vision": "image"}
+    assert registry.from_json({"kind": "clip_text"} | value["text"], "text") == tiny.text
+    assert registry.from_json({"kind": "clip_vision"} | value["image"], "image") == tiny.vision
 
 
 def test_what_is_refused():
