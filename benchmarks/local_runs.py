@@ -25,7 +25,7 @@ KINDS = ("texts", "images")
 GIN = """
 from __gin__ import dynamic_registration
 
-from dsi_jax.models import clip_config
+from dsi_jax.models.encoders import clip_config
 from dsi_jax.models import t5
 
 MODEL = @t5.T5Config()

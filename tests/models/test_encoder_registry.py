@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import ClassVar, Self
 
 import flax.linen as nn
@@ -12,8 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
+from PIL import Image
 
+from dsi_jax.convert import encoder_formats
+from dsi_jax.convert.encoder_format import EncoderFormat, PretrainedEncoders
+from dsi_jax.docids.embedders.image import PretrainedImageEncoder
 from dsi_jax.models.contrastive import ContrastiveConfig, ContrastiveModel
 from dsi_jax.models.dsi import DSIConfig, DSIModel
 from dsi_jax.models.encoders import clip_sizes, registry
@@ -21,6 +27,7 @@ from dsi_jax.models.encoders.base import Encoded, ImageEncoderConfig, TextEncode
 from dsi_jax.models.encoders.config import TowersConfig
 from dsi_jax.models.encoders.memory import MEMORIES
 from dsi_jax.models.t5 import T5Config
+from dsi_jax.prepare import warm_start_towers
 from dsi_jax.training import param_groups, partitioning
 from dsi_jax.training.param_groups import ParamGroup
 
@@ -89,6 +96,20 @@ class StripesConfig(ImageEncoderConfig):
         return Stripes(self)
 
 
+class ToyFormat(EncoderFormat):
+    """Checkpoints of both: config.json, and the parameters in one file."""
+
+    family: ClassVar[str] = "toy"
+    model_types: ClassVar[tuple[str, ...]] = ("toy",)
+
+    def load_configs(self, directory: Path) -> PretrainedEncoders:
+        return PretrainedEncoders(TEXT, IMAGE, embedding_dim=10)
+
+    def load_params(self, directory: Path, encoders: PretrainedEncoders) -> dict:
+        flat = dict(np.load(directory / "params.npz"))
+        return flat if encoders.text else {k: v for k, v in flat.items() if k.startswith("vis")}
+
+
 # The tests.
 
 TEXT, IMAGE = WordsConfig(vocab_size=20), StripesConfig()
@@ -108,7 +129,9 @@ T5 = T5Config(
 def registered(monkeypatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setattr(registry, "_KINDS", dict(registry._KINDS))
+        patch.setattr(encoder_formats, "_FORMATS", dict(encoder_formats._FORMATS))
         registry.register(WordsConfig, StripesConfig)
+        encoder_formats.register(ToyFormat())
         yield
 
 
@@ -129,6 +152,11 @@ def initialized(model: nn.Module, batch: dict) -> dict:
     return nn.meta.unbox(init()["params"])
 
 
+def applied(model: nn.Module, params: dict, batch: dict, method: str | None = None):
+    call = functools.partial(model.apply, deterministic=True, method=method)
+    return jax.jit(call)({"params": params}, batch)
+
+
 def dsi(memory: str = "both") -> DSIModel:
     return DSIModel(DSIConfig(T5, 12, 2, towers=TowersConfig(TEXT, IMAGE, memory)))
 
@@ -144,9 +172,9 @@ def test_a_dsi_of_other_encoders(memory):
     params = initialized(model, batch)
     assert {"embeddings", "blocks_0"} == params["text_tower"]["text_model"].keys()
     assert params["image_tower"]["memory_projection"]["kernel"].shape == (6, 16)
-    logits = model.apply({"params": params}, batch, deterministic=True)
+    logits = applied(model, params, batch)
     assert logits.shape == (4, 2, 12) and np.isfinite(logits).all()
-    _, mask = model.apply({"params": params}, batch, method="encode")
+    _, mask = applied(model, params, batch, "encode")
     of_texts = {"pooled": [1, 1], "states": [3 + 1, 2 + 1], "both": [5, 4]}
     of_images = {"pooled": 1, "states": 4, "both": 5}
     expected = [*of_texts[memory], of_images[memory], of_images[memory]]
@@ -159,12 +187,44 @@ def test_contrastive_towers_of_other_encoders():
     params = initialized(model, batch)
     names = {"text_model", "text_projection", "vision_model", "visual_projection", "logit_scale"}
     assert {name: part.keys() for name, part in params.items()} == {"toy": names}
-    found = model.apply({"params": params}, batch, deterministic=True)
+    found = applied(model, params, batch)
     assert found.queries.shape == found.documents.shape == (4, 10)
     np.testing.assert_allclose(np.linalg.norm(found.queries, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(found.scale, 1 / 0.07, rtol=1e-4)
-    images = model.apply({"params": params}, {"image": batch["image"]}, method="encode_query")
+    images = applied(model, params, {"image": batch["image"]}, "encode_query")
     np.testing.assert_allclose(images, found.documents[:2], rtol=1e-6)
+
+
+def test_pretrained_weights_of_other_encoders(tmp_path):
+    batch = batch_of()
+    contrastive = ContrastiveModel(ContrastiveConfig(TEXT, IMAGE, 10))
+    lent = flatten_dict(initialized(contrastive, batch)["toy"], sep="/")
+    np.savez(tmp_path / "params.npz", **lent)
+    (tmp_path / "config.json").write_text('{"model_type": "toy"}')
+    pretrained = warm_start_towers.open_pretrained(tmp_path)
+    assert (pretrained.text, pretrained.image) == (TEXT, IMAGE)
+    places = {f"toy/{path}": path for path in lent}
+    of_dsi = {"text_tower/text_model": "text_model", "image_tower/vision_model": "vision_model"}
+    for model, expected in ((contrastive, places), (dsi(), of_dsi)):
+        zeros = jax.tree.map(jnp.zeros_like, initialized(model, batch))
+        found = flatten_dict(pretrained.initialize(model.config, zeros), sep="/")
+        for place, source in expected.items():
+            paths = [path for path in lent if path == source or path.startswith(f"{source}/")]
+            assert paths
+            for path in paths:
+                np.testing.assert_array_equal(found[place + path.removeprefix(source)], lent[path])
+    embedder = PretrainedImageEncoder(str(tmp_path))
+    assert embedder.describe() == {"name": "toy", "model": tmp_path.name}
+    buffer = io.BytesIO()
+    Image.fromarray(batch["image"]["pixels"][0]).save(buffer, "PNG")
+    params = {"toy": unflatten_dict(lent, sep="/")}
+    queries = applied(contrastive, params, {"image": batch["image"]}, "encode_query")
+    np.testing.assert_allclose(embedder.embed_images([buffer.getvalue()])[0], queries[0], atol=1e-5)
+    (tmp_path / "config.json").write_text('{"model_type": "tea"}')
+    with pytest.raises(
+        ValueError, match=r"model_type is 'tea'; expected one of \['clip', .*'toy'\]"
+    ):
+        warm_start_towers.open_pretrained(tmp_path)
 
 
 def test_encoders_of_two_families_serve_one_model():
