@@ -10,7 +10,7 @@ from tests.fixtures.installed import ROOT, build_wheel, copy_checkout, install, 
 
 PROGRAM = """
 import dsi_jax, dsi_jax.tasks, pathlib
-from dsi_jax import gin_utils
+from dsi_jax.cli import gin_utils
 home = pathlib.Path(dsi_jax.__file__).resolve().parent
 arguments = gin_utils.GinArguments(["experiments/demo_text.gin"], ["MODEL_DIR=x"])
 gin_utils.parse(arguments)
