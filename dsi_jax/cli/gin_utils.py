@@ -11,6 +11,7 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import importlib.util  # noqa: F401 (gin uses it without importing it)
 import logging
 import re
 import typing
