@@ -200,7 +200,7 @@ def fitting(
 def _origin(
     config: TrainConfig, directory: Path
 ) -> tuple[T5Config | None, warm_start.Pretrained | None]:
-    """Of a run with borrowed weights: the T5 in MODEL_DIR if it has begun, else the checkpoint."""
+    """Returns the T5 in MODEL_DIR, or the pretrained one of a run that has not begun."""
     if config.initialization.checkpoint is None:
         return None, None
     for path in ModelDir(directory).checkpoints():

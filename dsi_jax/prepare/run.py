@@ -1,4 +1,4 @@
-"""A training run: its configuration, and its setting up (read, checked, lowered; not yet begun)."""
+"""Sets a training run up, phase by phase; nothing is compiled, and nothing is on a device yet."""
 
 from __future__ import annotations
 

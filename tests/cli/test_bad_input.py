@@ -201,6 +201,14 @@ def test_vocabulary_of_another_checkpoint(trained, capsys):
     )
 
 
+def test_vocabulary_that_pretrained_weights_cannot_read(trained, tmp_path, capsys):
+    corpus, model_dir = trained
+    options = ["--gin.VOCABULARY=bytes", f"--gin.INITIAL_CHECKPOINT_PATH={model_dir}"]
+    pattern = r"the vocabulary of this run is [0-9a-f]{16}; that of INITIAL_CHECKPOINT_PATH"
+    refuses(capsys, pattern, *arguments(corpus, tmp_path / "m", *options))
+    assert not (tmp_path / "m").exists()
+
+
 def test_corrupt_checkpoint_is_passed_over_and_named(trained, tmp_path, capsys, caplog):
     corpus, model_dir = trained
     copy = tmp_path / "model"

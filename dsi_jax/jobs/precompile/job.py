@@ -45,7 +45,7 @@ def precompile(
     Args:
       config: the run.
       topology: the machine, e.g. "v5p:4x4x4"; see `topologies.Topology`.
-      num_documents: documents of a docid table made up for the purpose; None: the table at
+      num_documents: documents of a synthetic docid table; None: the table at
         DOCID_TABLE or in MODEL_DIR.
       config_text: unused; the configuration is the run's.
       dry_run: lower everything, compile nothing, write nothing.
@@ -79,14 +79,14 @@ def precompile(
 
 
 def _table(config: TrainConfig, num_documents: int | None) -> DocidTable:
-    """The docids of the run: those that lie there, or as many made up."""
+    """Returns the docids of the run: those that lie there, or as many synthetic ones."""
     data = config.data
     if num_documents is None:
         path = assets.table_path(data, _model_dir(config).path)
         if not path.exists():
             raise ValueError(
-                f"no docid table at {path}: give NUM_DOCUMENTS, and a table of so many documents "
-                "is made up, or build it with `dsi-jax docids`"
+                f"no docid table at {path}: give NUM_DOCUMENTS, and a synthetic table of so many "
+                "documents is taken, or build it with `dsi-jax docids`"
             )
         return DocidTable.load(path)
     builder = data.docids
