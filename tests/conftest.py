@@ -53,6 +53,15 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="session")
+def shared_models() -> Path:
+    """The directory of real pretrained encoders beside the checkout; absent elsewhere."""
+    directory = SHARED_DATA.parent / "models"
+    if not directory.is_dir():
+        pytest.skip(f"real encoders are not at {directory}")
+    return directory
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_programs_kept():
     """The programs of a module are forgotten after it, or a worker grows by gigabytes."""

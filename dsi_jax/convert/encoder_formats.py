@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dsi_jax.convert import hf_clip_format
+from dsi_jax.convert import hf_bert, hf_clip_format
 from dsi_jax.convert.encoder_format import EncoderFormat, Flat
 from dsi_jax.models.encoders.base import ImageEncoderConfig
 
@@ -46,4 +46,4 @@ def fit_image_size(params: Flat, stored: ImageEncoderConfig, wanted: ImageEncode
     return _FORMATS[stored.family].fit_image_size(params, stored, wanted)
 
 
-register(hf_clip_format.ClipFormat())
+register(hf_clip_format.ClipFormat(), hf_bert.BertFormat())

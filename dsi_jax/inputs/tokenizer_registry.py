@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dsi_jax.inputs.clip_tokenizer import ClipTokenizer
+from dsi_jax.inputs.hf_tokenizer import HuggingFaceTokenizer
 from dsi_jax.inputs.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
 
 _KINDS: dict[str, type[Tokenizer]] = {}
@@ -40,4 +41,4 @@ def from_directory(directory: Path) -> Tokenizer | None:
     return next((tokenizer for tokenizer in found if tokenizer is not None), None)
 
 
-register(ClipTokenizer, SentencePieceTokenizer, ByteTokenizer)
+register(ClipTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer, ByteTokenizer)

@@ -5,6 +5,7 @@ from typing import Any
 
 from dsi_jax.models.encoders import clip_config
 from dsi_jax.models.encoders.base import EncoderConfig
+from dsi_jax.models.encoders.bert import BertConfig
 
 _KINDS: dict[str, type[EncoderConfig]] = {}
 # Checkpoints did not name these kinds when there were no others, and still do not.
@@ -68,4 +69,4 @@ def input_modules() -> list[str]:
     return sorted({name for config in _KINDS.values() for name in config.input_modules})
 
 
-register(*clip_config.ENCODERS)
+register(*clip_config.ENCODERS, BertConfig)
