@@ -154,10 +154,14 @@ def towers_of(config: TrainConfig) -> tuple[TowersConfig | None, PretrainedTower
     """The towers as they are asked for, and the weights that they begin with."""
     encoders, model = config.encoders, config.model
     options = {"dtype": model.dtype, "remat": model.remat and bool(model.remat)}
-    pretrained, text, image = None, encoders.text, encoders.image
-    if encoders.checkpoint is not None:
-        pretrained = warm_start_towers.open_pretrained(encoders.checkpoint)
-        text, image = pretrained.text, pretrained.image
+    text, image = encoders.text, encoders.image
+    pretrained = warm_start_towers.open_towers(
+        encoders.checkpoint, text=encoders.text_checkpoint, image=encoders.image_checkpoint
+    )
+    if pretrained is not None:
+        whole = encoders.checkpoint is not None  # and says of both what there is
+        text = pretrained.text or (None if whole else text)
+        image = pretrained.image or (None if whole else image)
     if text is None and image is None:
         return None, None
     text = text and text.with_options(**options)

@@ -79,6 +79,9 @@ class EncodersConfig:
       checkpoint: a CLIP whose towers encode texts and images: a directory or hub id of
         Hugging Face, or a MODEL_DIR of the contrastive method. Its weights are not read once
         MODEL_DIR has a checkpoint. Macro CLIP_CHECKPOINT.
+      text_checkpoint: the same of texts alone: a BERT, such as MiniLM, BGE or E5, or the half of a
+        CLIP. Macro TEXT_CHECKPOINT.
+      image_checkpoint: the same of images alone. Macro IMAGE_CHECKPOINT.
       text: without `checkpoint`, the architecture of a tower for texts, of random weights; its
         vocabulary becomes the tokenizer's. None: T5's encoder. Macro TEXT_ENCODER.
       image: the same of a tower for images; None: there are no images. Macro IMAGE_ENCODER.
@@ -90,6 +93,8 @@ class EncodersConfig:
     """
 
     checkpoint: str | None = None
+    text_checkpoint: str | None = None
+    image_checkpoint: str | None = None
     text: TextEncoderConfig | None = None
     image: ImageEncoderConfig | None = None
     memory: str = "both"

@@ -15,6 +15,7 @@ from dsi_jax.cli.gin_utils import ConfigError, GinArguments
 from dsi_jax.decoding import strategies
 from dsi_jax.methods.dsi import DSI
 from dsi_jax.models import t5_sizes
+from dsi_jax.models.encoders.bert import BertConfig
 from dsi_jax.models.encoders.config import TowersConfig
 from dsi_jax.prepare import autosize, train_config
 from dsi_jax.prepare import model as model_lib
@@ -37,6 +38,7 @@ GIVEN = {
     "DOCUMENT_ENCODER": "bert",
     "IMAGES": "pictures",
     "CLIP_CHECKPOINT": "clip",
+    "TEXT_CHECKPOINT": "minilm",
     "EMBEDDINGS": "vectors.npy",
     "EMBED_OUTPUT": "vectors.npy",
 }
@@ -125,6 +127,8 @@ def check_run(config) -> None:
     towers = None
     if config.encoders.image is not None:
         towers = TowersConfig(config.encoders.text, config.encoders.image)
+    if config.encoders.text_checkpoint is not None:  # which is not there: a small one
+        towers = TowersConfig(BertConfig(30, 8, 16, 1, 2), None)
     t5 = config.model.architecture or autosize.choose(1000).model
     check_shapes(config.method, t5, config.optimizer, towers)
 
@@ -134,7 +138,7 @@ def check_shapes(method, t5, optimizer, towers=None) -> None:
     tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32)
     text = {"tokens": tokens, "mask": tokens}
     batch = {"text": text, "document": text, "decoder": {"inputs": tokens}}
-    if towers is not None:
+    if towers is not None and towers.image is not None:
         side = towers.image.image_size
         images = {"pixels": jax.ShapeDtypeStruct((2, side, side, 3), jnp.uint8)}
         four = jax.ShapeDtypeStruct((4, 8), jnp.int32)
