@@ -89,6 +89,28 @@ def test_endless_source_gives_a_permutation_each_pass(count):
         assert len({tuple(p) for p in passes}) == 6
 
 
+def test_a_lazy_source_is_made_when_it_is_asked_and_then_once():
+    made = []
+
+    def make():
+        made.append(1)
+        return make_source()
+
+    source = sources.LazySource(make, ["train"])
+    assert list(source.splits) == ["train"] and not made
+    assert (source.fingerprint, source.corpus_hash) == ("content", "corpus")
+    assert source.num_input_examples("train") == 20
+    lazy = order_of(source.endless().get_dataset(seed=5).take(20))
+    assert lazy == order_of(make_source().endless().get_dataset(seed=5).take(20))
+    assert len(made) == 1
+
+
+def test_a_source_of_one_shard_refuses_to_be_split():
+    info = seqio.ShardInfo(index=0, num_shards=2)
+    with pytest.raises(ValueError, match="source 's' has one shard; shard its examples instead"):
+        make_source().get_dataset(seed=5, shard_info=info)
+
+
 def order_of(dataset: tf.data.Dataset) -> list[int]:
     return [int(example["x"][0]) for example in dataset.as_numpy_iterator()]
 

@@ -44,6 +44,16 @@ def build(kind, count, seed=0, *, embeddings=None):
     )
 
 
+def test_digits_of_semantic_docids_start_from_the_digits_of_the_text():
+    tokenizer = train_sentencepiece(["0 1 2 3 4 5 6 7 8 9"], vocab_size=300)
+    table = build(Semantic(clusters=10, leaf_size=4, embedder=None), 60)
+    rows = Semantic.text_tokens(table, tokenizer)
+    assert rows[:2].tolist() == [0, 1] and len(rows) == table.vocab_size == 12
+    digits_of = {code: tokenizer.encode_batch([str(code)], 4)[0] for code in range(10)}
+    for code, tokens in digits_of.items():
+        assert rows[2 + code] == tokens[tokens > 1][-1]
+
+
 def make(tokens, vocab_size, variable_length, **changes):
     tokens = np.asarray(tokens).astype(token_dtype(vocab_size))
     arguments = {

@@ -91,6 +91,12 @@ def test_titles_in_text_space_are_their_own_tokens():
         text_space.spell(table, BYTES)
 
 
+def test_vocabularies_without_the_ends_of_t5_are_refused_before_a_table_is_built(clip):
+    Title().check_text_space(BYTES)
+    with pytest.raises(ValueError, match=r"pad 0 and end 1, .* ClipTokenizer .* has 13 and 13"):
+        Title().check_text_space(clip)
+
+
 @pytest.mark.parametrize("titles", [["bees"], ["bees fly", "bees dance", "ants work"]])
 def test_titles_of_one_length_have_no_end_in_text_space(titles):
     table = build(titles, Title(max_tokens=8))

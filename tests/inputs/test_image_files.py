@@ -15,6 +15,7 @@ from PIL import Image
 from dsi_jax.inputs import image_files, pixels
 from dsi_jax.inputs.image_files import ImageError
 from dsi_jax.inputs.pixels import Augmentation
+from dsi_jax.models.encoders.clip_config import CLIP_MEAN, CLIP_STD
 
 SIZE = 48
 
@@ -54,7 +55,8 @@ def test_normalised_pixels_equal_transformers(photographs) -> None:
     from transformers import CLIPImageProcessor
 
     expected = CLIPImageProcessor()(Image.open(photographs[0]), return_tensors="np")
-    found = jax.jit(pixels.normalize)(image_files.read(photographs[0], 224)[None])
+    normalize = functools.partial(pixels.normalize, mean=CLIP_MEAN, std=CLIP_STD)
+    found = jax.jit(normalize)(image_files.read(photographs[0], 224)[None])
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(
         found.transpose(0, 3, 1, 2), expected["pixel_values"], rtol=0, atol=1e-5

@@ -292,3 +292,14 @@ def test_what_is_refused():
 
     with pytest.raises(ValueError, match="Other has the kind 'toy_words', which WordsConfig has"):
         registry.register(Other)
+
+
+def test_images_of_another_size_need_no_other_weights_unless_a_format_says_so():
+    params = {"vision_model/embeddings": np.ones(3, np.float32)}
+    larger = dataclasses.replace(IMAGE, image_size=2 * IMAGE.image_size)
+    assert encoder_formats.fit_image_size(params, IMAGE, larger) is params
+
+
+def test_a_directory_without_a_config_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist; expected a Hugg"):
+        encoder_formats.format_in(tmp_path)
