@@ -222,7 +222,7 @@ def test_pretrained_weights_of_other_encoders(tmp_path):
     np.testing.assert_allclose(embedder.embed_images([buffer.getvalue()])[0], queries[0], atol=1e-5)
     (tmp_path / "config.json").write_text('{"model_type": "tea"}')
     with pytest.raises(
-        ValueError, match=r"model_type is 'tea'; expected one of \['clip', .*'toy'\]"
+        ValueError, match=r"model_type is 'tea'; expected one of \['bert', .*'clip', .*'toy', .*\]"
     ):
         warm_start_towers.open_pretrained(tmp_path)
 
@@ -280,7 +280,7 @@ def test_json_of_a_checkpoint_before_there_were_kinds():
 def test_what_is_refused():
     value = TowersConfig(TEXT, IMAGE).to_json()
     value["text"]["kind"] = "toy_letters"
-    known = r"\['clip_text', 'clip_vision', 'toy_stripes', 'toy_words'\]"
+    known = r"\['bert', 'clip_text', 'clip_vision', 'toy_stripes', 'toy_words'\]"
     message = f"kind of an encoder is 'toy_letters'; expected one of {known}"
     with pytest.raises(ValueError, match=message):
         TowersConfig.from_json(value)

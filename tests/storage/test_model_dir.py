@@ -18,11 +18,12 @@ NAMES = {
 OTHER_LAYOUTS = {  # formats of other programs, or of other directories, that share a name
     "convert/t5x_files.py": {"checkpoint_*", "checkpoint_"},
     "inputs/clip_tokenizer.py": {"tokenizer.json"},
+    "inputs/hf_tokenizer.py": {"tokenizer.json"},
     "data/readers/corpus_store.py": {"documents.arrow"},
 }
 
 
-def test_the_layout_is_that_of_the_runs_before():
+def test_the_layout_keeps_the_names_of_runs_before():
     files = ModelDir(Path("/runs/a"))
     found = {
         str(value.path if isinstance(value, ModelDir) else value)
