@@ -22,6 +22,8 @@ CORE = [
     "gin-config>=0.5.0",
     "absl-py>=2.1",
     "numpy>=2.0",
+    "scipy>=1.14",
+    "PyStemmer>=2.2",
     "sentencepiece>=0.2",
     "tokenizers",
     "pillow",

@@ -22,6 +22,7 @@ from dsi_jax.decoding.strategies import BeamSearch, Decoding
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.inputs import tokenizer_registry
 from dsi_jax.inputs.encoder_inputs import pad_rows
+from dsi_jax.inputs.lexical_vocabulary import LexicalVocabulary
 from dsi_jax.inputs.streams import IMAGE, TEXT
 from dsi_jax.methods.base import Collection, Method
 from dsi_jax.methods.dsi import DSI
@@ -115,7 +116,7 @@ class Retriever:
         if files.documents.exists():
             documents = Documents.open(files.documents)
             texts = FullTexts(documents.titles, documents.texts)
-        method = method_of(metadata)
+        method, vocabulary = method_of(metadata), metadata.get("lexical_vocabulary")
         return cls(
             method=method,
             model=method.load_model(metadata["model"]),
@@ -128,6 +129,7 @@ class Retriever:
                 image_size=metadata.get("image_size"),
                 image_canvas=metadata.get("image_canvas"),
                 store=EmbeddingStore(files.embeddings, checkpoints.fingerprint(directory)),
+                lexical_vocabulary=vocabulary and LexicalVocabulary.from_spec(vocabulary),
             ),
             documents=documents,
             beam_size=beam_size,

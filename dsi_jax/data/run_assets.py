@@ -14,6 +14,7 @@ from dsi_jax.docids.table import DocidTable
 from dsi_jax.inputs.tokenizer import Tokenizer
 from dsi_jax.methods.base import Collection
 from dsi_jax.storage import documents as documents_lib
+from dsi_jax.storage.lexical_index import LexicalIndex
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class RunAssets:
       tasks: names of the corpus's seqio tasks; None where the task is another project's.
       mixture_or_task_name: what to train on.
       embeddings: what the table was built from, if it was, and just now; float32 [N, D].
+      lexical: weights of words in documents; None: the model has no lexical head.
     """
 
     corpus: AnyCorpus | None
@@ -39,6 +41,7 @@ class RunAssets:
     tasks: CorpusTasks | None
     mixture_or_task_name: str
     embeddings: np.ndarray | None = None
+    lexical: LexicalIndex | None = None
 
     def collection(
         self,
@@ -64,6 +67,8 @@ class RunAssets:
             images=images,
             image_size=image_size,
             image_canvas=image_canvas,
+            lexical_vocabulary=self.lexical and self.lexical.vocabulary,
+            seen=None if corpus is None else corpus.documents_with_training_query(),
         )
 
     def lines(self) -> tuple[str, ...]:

@@ -64,13 +64,5 @@ class BM25:
 
     def evaluate(self, split: str, num_results: int = max(metrics.HITS_AT)) -> dict[str, float]:
         """`metrics.retrieval_metrics` of the corpus's queries of `split`."""
-        queries = self._corpus.queries[split]
-        rows, _ = self.search(queries.texts, num_results)
-        seen = self._corpus.seen(split)
-        targets = [
-            metrics.Relevance(relevant, grades, bool(is_seen))
-            for relevant, grades, is_seen in zip(
-                queries.relevant, queries.relevance, seen, strict=True
-            )
-        ]
-        return metrics.retrieval_metrics(targets, rows, {})
+        rows, _ = self.search(self._corpus.queries[split].texts, num_results)
+        return metrics.retrieval_metrics(metrics.targets_of(self._corpus, split), rows, {})

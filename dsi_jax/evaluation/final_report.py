@@ -62,12 +62,14 @@ class TargetResult:
       metrics: the run's own.
       bm25: those of BM25; None where it has no texts or queries.
       num_candidates: documents that may be found; None: all.
+      lexical: those of the lexical head alone; None where there is none, or nothing to read.
     """
 
     name: str
     metrics: Metrics
     bm25: Metrics | None = None
     num_candidates: int | None = None
+    lexical: Metrics | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +145,8 @@ class FinalReport:
         for result in self.results:
             if result.bm25 is not None:
                 value["bm25"] = result.bm25
+            if result.lexical is not None:
+                value["lexical_head"] = result.lexical
         value["while_training"] = {past.name: self._history_json(past) for past in self.histories}
         return value
 
@@ -165,6 +169,8 @@ class FinalReport:
         for name, baseline in self.baselines.items():
             if result.name in baseline.metrics:
                 systems[name] = baseline.metrics[result.name]
+        if result.lexical is not None:
+            systems["lexical head alone"] = result.lexical
         if result.bm25 is not None:
             systems["BM25"] = result.bm25
         of_images = self.facts.protocol is not None

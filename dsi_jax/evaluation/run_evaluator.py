@@ -24,7 +24,14 @@ from jax.sharding import Mesh
 from dsi_jax.data.batches import converters
 from dsi_jax.data.run_assets import RunAssets
 from dsi_jax.data.seqio_tasks import features
-from dsi_jax.evaluation import bm25, contact_sheet, final_report, image_samples, tables
+from dsi_jax.evaluation import (
+    bm25,
+    contact_sheet,
+    final_report,
+    image_samples,
+    lexical,
+    tables,
+)
 from dsi_jax.evaluation.config import VALIDATION_SPLITS, Evaluation, Metrics, Target
 from dsi_jax.evaluation.evaluator import Evaluator, candidates, has_texts
 from dsi_jax.evaluation.final_report import (
@@ -287,11 +294,15 @@ class RunEvaluator:
         )
 
     def _result(self, target: Target, metrics: Metrics) -> TargetResult:
-        """The target's metrics, with those of BM25 where it can rank."""
-        rows, by_words = self._candidates(target), None
+        """The target's metrics, with those of BM25 and of the lexical head where they can rank."""
+        rows, by_words, by_head = self._candidates(target), None, None
+        corpus, index = self._assets.corpus, self._assets.lexical
         if self._has_queries(target):
-            by_words = bm25.BM25(self._assets.corpus, rows).evaluate(target.split)
-        return TargetResult(target.name, metrics, by_words, None if rows is None else len(rows))
+            by_words = bm25.BM25(corpus, rows).evaluate(target.split)
+            if index is not None:
+                by_head = lexical.LexicalSearch(index, corpus, rows).evaluate(target.split)
+        number = None if rows is None else len(rows)
+        return TargetResult(target.name, metrics, by_words, number, by_head)
 
     def _histories(self, step: int) -> list[TargetHistory]:
         """The evaluations up to a step of what is evaluated while training goes on."""

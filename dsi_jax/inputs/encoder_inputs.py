@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from dsi_jax.inputs import image_files
+from dsi_jax.inputs.lexical_vocabulary import LexicalVocabulary
 from dsi_jax.inputs.streams import IMAGE, TEXT
 from dsi_jax.inputs.tokenizer import Tokenizer
 
@@ -30,6 +31,7 @@ class Inputs:
       lengths: `lengths["inputs"]` is S, the tokens kept of a text.
       image_size: pixels a side of an image; None: the model reads none.
       image_canvas: pixels a side of what the model resizes; None: images are resized here.
+      lexical_vocabulary: the stems that a lexical head knows; None: the model has none.
 
     Raises:
       ValueError: S is not given, or not positive.
@@ -41,20 +43,36 @@ class Inputs:
         lengths: Mapping[str, int],
         image_size: int | None = None,
         image_canvas: int | None = None,
+        lexical_vocabulary: LexicalVocabulary | None = None,
     ) -> None:
         if lengths.get("inputs", 0) < 1:
             raise ValueError(f"feature_lengths is {dict(lengths)}; expected a positive 'inputs'")
         self.tokenizer, self.length = tokenizer, lengths["inputs"]
+        self.lexical_vocabulary = lexical_vocabulary
         self._reader = None if image_size is None else PixelReader(image_size, image_canvas)
 
     def texts(self, texts: np.ndarray | Sequence[str | bytes]) -> Stream:
-        """{"tokens": int32 [B, S], "mask": bool [B, S]} of B texts, or of token ids [B, S']."""
+        """{"tokens": int32 [B, S], "mask": bool [B, S]} of B texts, or of token ids [B, S'].
+
+        For a lexical head also "words", int32 [B, S], the distinct stems of each text.
+
+        Raises:
+          ValueError: the model has a lexical head, and the texts are token ids.
+        """
         if isinstance(texts, np.ndarray) and np.issubdtype(texts.dtype, np.integer):
+            if self.lexical_vocabulary is not None:
+                raise ValueError(
+                    "a lexical head reads the words of texts, and the task holds token ids; "
+                    "expected a task of texts"
+                )
             tokens_BxS = np.zeros([len(texts), self.length], np.int32)
             tokens_BxS[:, : texts.shape[1]] = texts[:, : self.length]
         else:
             tokens_BxS = self.tokenizer.encode_batch(list(texts), self.length)
-        return text_stream(tokens_BxS, self.tokenizer)
+        stream = text_stream(tokens_BxS, self.tokenizer)
+        if self.lexical_vocabulary is not None:
+            stream["words"] = self.lexical_vocabulary.encode_batch(list(texts), self.length)
+        return stream
 
     def images(self, sources: Sequence[str | Path | bytes]) -> Stream:
         """What the model reads of B image files, or the bytes of such; see `PixelReader`.
@@ -78,6 +96,8 @@ class Inputs:
         shapes: dict[str, Any] = {}
         if size := sizes.get(TEXT):
             shapes[TEXT] = text_shapes(size, self.length)
+            if self.lexical_vocabulary is not None:
+                shapes[TEXT]["words"] = jax.ShapeDtypeStruct((size, self.length), np.int32)
         if size := sizes.get(IMAGE):
             if self._reader is None:
                 raise ValueError("the tasks have images, and the model has no encoder of images")

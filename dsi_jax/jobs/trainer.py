@@ -28,7 +28,7 @@ from dsi_jax.evaluation.predictor import Interrupted
 from dsi_jax.evaluation.run_evaluator import RunEvaluator
 from dsi_jax.jobs.progress import Progress
 from dsi_jax.methods.dsi import DSI
-from dsi_jax.prepare import preflight, warm_start
+from dsi_jax.prepare import lexical_head, preflight, warm_start
 from dsi_jax.prepare.run import Run, set_up
 from dsi_jax.prepare.train_config import BaselineConfig, TrainConfig
 from dsi_jax.storage.model_dir import ModelDir
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 # Entries of the metadata that a checkpoint and the run that resumes it must share, the most telling
 # first, and fields of the architecture that change no parameter.
-_IDENTITY = ("tokenizer_hash", "docid_table_hash", "model")
+_IDENTITY = ("tokenizer_hash", "docid_table_hash", "lexical_vocabulary_hash", "model")
 _NO_IDENTITY = ("dropout_rate", "remat", "dtype")
 _LATER_OPTIONS = ("scan_layers", "relpos_per_layer")  # a checkpoint of before them has neither
 _AGREE_EVERY = 10  # steps between two questions to the other hosts
@@ -172,6 +172,7 @@ def _baseline_config(run: Run) -> TrainConfig:
         # Groups are of the parts of a DSI.
         optimizer=config.baseline.optimizer or dataclasses.replace(config.optimizer, groups=()),
         method=config.baseline.method,
+        lexical_head=None,
         baseline=BaselineConfig(),
         schedule=dataclasses.replace(
             config.schedule,
@@ -222,11 +223,14 @@ def _first_state(
     if run.initial.pretrained_towers is not None:
         params = run.initial.pretrained_towers.initialize(run.program.model.config, state.params)
         state = state.replace(params=params)
+    if run.assets.lexical is not None:
+        params = lexical_head.initialize(state.params, run.assets.lexical, run.assets.table)
+        state = state.replace(params=params)
     return state, 0.0
 
 
 def _identity(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    identity = {name: metadata[name] for name in _IDENTITY}
+    identity = {name: metadata[name] for name in _IDENTITY if name in metadata}
     if metadata["method"] != DSI.kind:  # which a checkpoint of before there were others has not
         identity = {"method": metadata["method"]} | identity
     return identity | {"model": _architecture(metadata["model"])}

@@ -17,6 +17,7 @@ from dsi_jax.decoding.strategies import BeamSearch, Decoding
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.inputs.encoder_inputs import Inputs
 from dsi_jax.inputs.image_files import ImageSource
+from dsi_jax.inputs.lexical_vocabulary import LexicalVocabulary
 from dsi_jax.inputs.tokenizer import Tokenizer
 from dsi_jax.models.encoders.config import TowersConfig
 from dsi_jax.models.t5 import T5Config
@@ -24,7 +25,7 @@ from dsi_jax.ranking.document_inputs import AbsentImages, DocumentInputs, ImageI
 from dsi_jax.ranking.top_k import Ranking
 from dsi_jax.storage.embeddings import EmbeddingStore
 from dsi_jax.training import partitioning
-from dsi_jax.training.step import Metrics
+from dsi_jax.training.step import Loss, Metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Collection:
       image_size: pixels a side of the images that the model reads; None: it reads none.
       image_canvas: pixels a side of what the model resizes to that; None: the host resizes.
       store: keeps their embeddings by the one set of parameters that will rank them; None: nowhere.
+      lexical_vocabulary: the stems that the model's lexical head knows; None: it has none.
+      seen: bool [N], whether a document has a training question; None where that is not known.
     """
 
     table: DocidTable
@@ -50,11 +53,19 @@ class Collection:
     images: Sequence[ImageSource] | None = None
     image_size: int | None = None
     image_canvas: int | None = None
+    lexical_vocabulary: LexicalVocabulary | None = None
+    seen: np.ndarray | None = None
 
     @functools.cached_property
     def inputs(self) -> Inputs:
         """Makes what the encoders read of texts and images."""
-        return Inputs(self.tokenizer, self.lengths, self.image_size, self.image_canvas)
+        return Inputs(
+            self.tokenizer,
+            self.lengths,
+            self.image_size,
+            self.image_canvas,
+            self.lexical_vocabulary,
+        )
 
     @functools.cached_property
     def document_inputs(self) -> DocumentInputs | ImageInputs:
@@ -199,6 +210,16 @@ class Method(Protocol):
 
     def train_loss(self, outputs: Any, batch: Any) -> tuple[jax.Array, Metrics]:
         """The summed loss of a batch and its figures, see `training.step.make_train_step`."""
+
+    def training_loss(self, collection: Collection) -> Loss:
+        """Returns `train_loss` with what it must know of the documents.
+
+        Args:
+          collection: the documents that are trained on.
+
+        Raises:
+          ValueError: the method cannot learn from such documents.
+        """
 
     def eval_loss(self, outputs: Any, batch: Any) -> tuple[jax.Array, Metrics]:
         """The same without what only helps to train."""

@@ -18,7 +18,7 @@ from dsi_jax.ranking.dense_ranker import DenseRanker
 from dsi_jax.ranking.document_inputs import DocumentInputs, ImageInputs
 from dsi_jax.training import partitioning
 from dsi_jax.training.losses import contrastive
-from dsi_jax.training.step import Metrics
+from dsi_jax.training.step import Loss, Metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Dense:
     def train_loss(self, outputs: Embeddings, batch: Any) -> tuple[jax.Array, Metrics]:
         """See `base.Method`."""
         return contrastive.contrastive_loss(*outputs, batch, symmetric=self.symmetric)
+
+    def training_loss(self, collection: Collection) -> Loss:
+        """See `base.Method`."""
+        del collection
+        return self.train_loss
 
     def eval_loss(self, outputs: Embeddings, batch: Any) -> tuple[jax.Array, Metrics]:
         """See `base.Method`."""

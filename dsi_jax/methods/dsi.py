@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -13,13 +14,20 @@ from dsi_jax.decoding.strategies import BeamSearch, Decoding
 from dsi_jax.docids import text_space
 from dsi_jax.docids.table import DocidTable
 from dsi_jax.methods.base import Collection, Stream
-from dsi_jax.models.dsi import COMPACT_SPACE, TEXT_SPACE, DSIConfig, DSIModel, padded_vocab_size
+from dsi_jax.models.dsi import (
+    COMPACT_SPACE,
+    TEXT_SPACE,
+    DSIConfig,
+    DSIModel,
+    ScoredLogits,
+    padded_vocab_size,
+)
 from dsi_jax.models.encoders.config import TowersConfig
 from dsi_jax.models.t5 import T5Config
 from dsi_jax.ranking import docid_ranker
 from dsi_jax.training import partitioning
-from dsi_jax.training.losses import cross_entropy
-from dsi_jax.training.step import Metrics
+from dsi_jax.training.losses import cross_entropy, distillation
+from dsi_jax.training.step import Loss, Metrics
 from dsi_jax.utils import checks
 
 
@@ -61,6 +69,9 @@ class DSI:
     Attributes:
       z_loss: weight of T5X's z-loss.
       label_smoothing: probability spread over the other docid tokens.
+      seen_softmax: tell the document of a question from documents with training questions alone.
+      soft_targets: let documents and chunks be found as the lexical head finds them; see
+        `distillation.docid_loss` for both. For atomic docids so far.
     """
 
     kind: ClassVar[str] = "dsi"
@@ -70,12 +81,19 @@ class DSI:
 
     z_loss: float = 0.0
     label_smoothing: float = 0.0
+    seen_softmax: bool = False
+    soft_targets: bool = False
 
     def check(self) -> None:
         """See `base.Method`."""
         checks.check_fractions(LABEL_SMOOTHING=self.label_smoothing)
         if self.z_loss < 0:
             raise ValueError(f"Z_LOSS is {self.z_loss}; expected at least 0")
+        if self.label_smoothing and (self.seen_softmax or self.soft_targets):
+            raise ValueError(
+                f"LABEL_SMOOTHING is {self.label_smoothing}; expected 0.0 with SEEN_SOFTMAX or "
+                "SOFT_TARGETS, which say themselves what else may be right"
+            )
 
     def new_model(
         self, t5: T5Config, table: DocidTable | None, towers: TowersConfig | None = None
@@ -106,15 +124,61 @@ class DSI:
         del collection
         return stream
 
-    def train_loss(self, outputs: jax.Array, batch: Any) -> tuple[jax.Array, Metrics]:
-        """See `base.Method`."""
+    def train_loss(
+        self, outputs: jax.Array | ScoredLogits, batch: Any
+    ) -> tuple[jax.Array, Metrics]:
+        """See `base.Method`; `training_loss` adds what the documents decide."""
         return cross_entropy.docid_loss(
-            outputs, batch, z_loss=self.z_loss, label_smoothing=self.label_smoothing
+            _logits(outputs), batch, z_loss=self.z_loss, label_smoothing=self.label_smoothing
         )
 
-    def eval_loss(self, outputs: jax.Array, batch: Any) -> tuple[jax.Array, Metrics]:
-        """See `base.Method`: without z-loss and label smoothing."""
-        return cross_entropy.docid_loss(outputs, batch)
+    def training_loss(self, collection: Collection) -> Loss:
+        """See `base.Method`."""
+        if not (self.seen_softmax or self.soft_targets):
+            return self.train_loss
+        table, seen_N = collection.table, collection.seen
+        if table.length != 1:
+            raise ValueError(
+                f"SEEN_SOFTMAX is {self.seen_softmax} and SOFT_TARGETS {self.soft_targets}, and "
+                f"docids of kind {table.kind!r} have {table.length} tokens; both are for atomic "
+                "docids so far: expected False"
+            )
+        tokens_N = table.tokens[:, 0]
+        documents_V, seen_V = np.zeros((2, padded_vocab_size(table.vocab_size)), bool)
+        documents_V[tokens_N] = True
+        if seen_N is not None:
+            seen_V[tokens_N] = seen_N
+        # Where there are no questions, chunks of documents are asked in their place.
+        questions = seen_N is None or bool(seen_N.any())
+        return functools.partial(
+            self._distilled_loss,
+            documents_V=documents_V,
+            seen_V=seen_V if self.seen_softmax and seen_N is not None else None,
+            questions=questions,
+        )
+
+    def _distilled_loss(
+        self,
+        outputs: jax.Array | ScoredLogits,
+        batch: Any,
+        *,
+        documents_V: np.ndarray,
+        seen_V: np.ndarray | None,
+        questions: bool,
+    ) -> tuple[jax.Array, Metrics]:
+        return distillation.docid_loss(
+            _logits(outputs),
+            batch,
+            seen_V=seen_V,
+            teacher_BxLxV=outputs.lexical if self.soft_targets else None,
+            documents_V=documents_V,
+            questions=questions,
+            z_loss=self.z_loss,
+        )
+
+    def eval_loss(self, outputs: jax.Array | ScoredLogits, batch: Any) -> tuple[jax.Array, Metrics]:
+        """See `base.Method`: without z-loss and label smoothing, among all documents."""
+        return cross_entropy.docid_loss(_logits(outputs), batch)
 
     def ranking(
         self,
@@ -147,3 +211,7 @@ class DSI:
             rules=rules,
             rows=rows,
         )
+
+
+def _logits(outputs: jax.Array | ScoredLogits) -> jax.Array:
+    return outputs.logits if isinstance(outputs, ScoredLogits) else outputs

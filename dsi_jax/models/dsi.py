@@ -6,7 +6,7 @@ https://arxiv.org/abs/2202.06991. Shape letters as in `dsi_jax.models.layers`.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ from dsi_jax.inputs import streams
 from dsi_jax.inputs.streams import IMAGE, TEXT
 from dsi_jax.models import layers, t5
 from dsi_jax.models.encoders.config import TowersConfig
+from dsi_jax.models.lexical_head import LexicalHead, LexicalHeadConfig
 
 COMPACT_SPACE, TEXT_SPACE = DOCID_SPACES = ("compact", "text")
 
@@ -23,6 +24,7 @@ COMPACT_SPACE, TEXT_SPACE = DOCID_SPACES = ("compact", "text")
 # that any usual mesh can split them. Smaller ones are cheap to hold whole.
 _PADDED_FROM = 4096
 _PADDED_TO = 128
+FIRST_DOCUMENT = 2  # the token of the first document where docids are atomic, as in a docid table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,8 @@ class DSIConfig:
       docid_space: "compact" gives docids a vocabulary, embeddings and head of their own; in
         "text" docids are made of T5's own tokens, and V is t5.vocab_size.
       towers: pretrained encoders of texts, images or both; None: T5's encoder of texts.
+      lexical_head: scores of documents by the words of a query, for atomic docids; None: there
+        are none.
 
     Raises:
       ValueError: a value is out of its range, or V does not suit the space.
@@ -47,6 +51,7 @@ class DSIConfig:
     docid_length: int
     docid_space: str = COMPACT_SPACE
     towers: TowersConfig | None = None
+    lexical_head: LexicalHeadConfig | None = None
 
     def __post_init__(self) -> None:
         if self.docid_space not in DOCID_SPACES:
@@ -63,6 +68,21 @@ class DSIConfig:
                 f"DSIConfig.docid_vocab_size is {self.docid_vocab_size}; in text space expected "
                 f"T5's vocabulary size {self.t5.vocab_size}"
             )
+        if self.lexical_head is not None:
+            self._check_lexical_head(self.lexical_head)
+
+    def _check_lexical_head(self, head: LexicalHeadConfig) -> None:
+        if self.docid_space != COMPACT_SPACE or self.docid_length != 1:
+            raise ValueError(
+                f"DSIConfig.lexical_head is given, with docids of length {self.docid_length} in "
+                f"{self.docid_space!r} space; it is for atomic docids so far: expected length 1 in "
+                f"{COMPACT_SPACE!r} space"
+            )
+        if head.num_documents > self.docid_vocab_size - FIRST_DOCUMENT:
+            raise ValueError(
+                f"DSIConfig.lexical_head has {head.num_documents} documents; expected at most the "
+                f"{self.docid_vocab_size - FIRST_DOCUMENT} of the docid vocabulary"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that `json` can write."""
@@ -71,6 +91,8 @@ class DSIConfig:
             del value["towers"]
         else:
             value["towers"] = self.towers.to_json()
+        if self.lexical_head is None:  # likewise
+            del value["lexical_head"]
         return value
 
     @classmethod
@@ -81,10 +103,38 @@ class DSIConfig:
           ValueError: the dict has fields unknown here, or lacks some.
         """
         value = t5.check_fields(cls, value)
-        config = cls(**value | {"t5": t5.T5Config.from_json(value["t5"]), "towers": None})
-        if value.get("towers") is None:
-            return config
-        return dataclasses.replace(config, towers=TowersConfig.from_json(value["towers"]))
+        towers, head = value.get("towers"), value.get("lexical_head")
+        parts = {
+            "t5": t5.T5Config.from_json(value["t5"]),
+            "towers": None if towers is None else TowersConfig.from_json(towers),
+            "lexical_head": None if head is None else LexicalHeadConfig(**head),
+        }
+        return cls(**value | parts)
+
+
+class ScoredMemory(NamedTuple):
+    """What a decoder reads where there is a lexical head.
+
+    Attributes:
+      states: float [B, S, D], the encoded queries.
+      document_scores: float32 [B, N], the lexical score of each document, by its place among all
+        docids in order.
+    """
+
+    states: jax.Array
+    document_scores: jax.Array
+
+
+class ScoredLogits(NamedTuple):
+    """What a model with a lexical head says of docids.
+
+    Attributes:
+      logits: float32 [B, L, V], of decoder and lexical head together.
+      lexical: float32 [B, L, V], the lexical head's part.
+    """
+
+    logits: jax.Array
+    lexical: jax.Array
 
 
 def padded_vocab_size(vocab_size: int) -> int:
@@ -121,11 +171,13 @@ class DSIModel(nn.Module):
         self.encoder = t5.Encoder(config.t5)
         if config.towers is not None:
             self.text_tower, self.image_tower = config.towers.modules(width)
+        if config.lexical_head is not None:
+            self.lexical_head = LexicalHead(config.lexical_head)
         self.decoder = t5.Decoder(config.t5, config.docid_vocab_size)
 
     def __call__(
         self, batch: Mapping[str, Mapping[str, jax.Array]], *, deterministic: bool
-    ) -> jax.Array:
+    ) -> jax.Array | ScoredLogits:
         """Teacher forcing.
 
         Args:
@@ -134,25 +186,31 @@ class DSIModel(nn.Module):
           deterministic: False applies dropout, which needs rngs={"dropout": key}.
 
         Returns:
-          Logits float32 [B, L, V].
+          Logits float32 [B, L, V]; with a lexical head, and its part of them.
         """
-        memory_BxSxD, mask_BxS = self.encode(batch, deterministic=deterministic)
-        return self.decode(
-            memory_BxSxD, mask_BxS, batch["decoder"]["inputs"], deterministic=deterministic
+        memory, mask_BxS = self.encode(batch, deterministic=deterministic)
+        logits_BxLxV = self.decode(
+            memory, mask_BxS, batch["decoder"]["inputs"], deterministic=deterministic
         )
+        if not isinstance(memory, ScoredMemory):
+            return logits_BxLxV
+        prior_Bx1xV = self._prior(memory.document_scores)
+        return ScoredLogits(logits_BxLxV, jnp.broadcast_to(prior_Bx1xV, logits_BxLxV.shape))
 
     def encode(
         self, batch: Mapping[str, Mapping[str, jax.Array]], *, deterministic: bool = True
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[jax.Array | ScoredMemory, jax.Array]:
         """The memory [B, S, D] of a batch's texts and images and its mask, bool [B, S].
 
         Args:
           batch: {"text": {"tokens": int32 [b, S], "mask": [b, S]}, "image": images, see
             `dsi_jax.inputs.pixels`}, one of them or both; no encoder runs on an absent example.
+            A lexical head reads "words" of texts, int32 [b, W].
           deterministic: False applies dropout.
 
         Returns:
-          The memories in the order of `streams.interleave`, padded to the longest.
+          The memories in the order of `streams.interleave`, padded to the longest; with a lexical
+          head, and its scores.
 
         Raises:
           ValueError: if the batch has neither.
@@ -174,7 +232,29 @@ class DSIModel(nn.Module):
         memory_BxSxD = streams.interleave([padded(memory) for memory, _ in found])
         mask_BxS = streams.interleave([padded(mask) for _, mask in found])
         memory_BxSxD = nn.with_logical_constraint(memory_BxSxD, ("batch", "length", "embed"))
-        return memory_BxSxD, mask_BxS
+        if self.config.lexical_head is None:
+            return memory_BxSxD, mask_BxS
+        return ScoredMemory(memory_BxSxD, self._document_scores(batch)), mask_BxS
+
+    def _document_scores(self, batch: Mapping[str, Mapping[str, jax.Array]]) -> jax.Array:
+        """The lexical scores [B, N] in the order of the batch; images have no words, and none."""
+        scores = []
+        if TEXT in batch:
+            if "words" not in batch[TEXT]:
+                raise ValueError(
+                    f"the batch's texts have {sorted(batch[TEXT])}; a lexical head expects 'words'"
+                )
+            scores.append(self.lexical_head(batch[TEXT]["words"]))
+        if IMAGE in batch:
+            count = len(batch[IMAGE]["pixels"])
+            scores.append(jnp.zeros((count, self.config.lexical_head.num_documents), jnp.float32))
+        return nn.with_logical_constraint(streams.interleave(scores), ("batch", None))
+
+    def _prior(self, document_scores_BxN: jax.Array) -> jax.Array:
+        """What the lexical head adds to the logits of the only docid token, float32 [B, 1, V]."""
+        behind = self.config.docid_vocab_size - FIRST_DOCUMENT - document_scores_BxN.shape[1]
+        prior_BxV = jnp.pad(document_scores_BxN, [(0, 0), (FIRST_DOCUMENT, behind)])
+        return nn.with_logical_constraint(prior_BxV[:, None], ("batch", "length", "vocab"))
 
     def _encode_images(
         self, images: Mapping[str, jax.Array], *, deterministic: bool
@@ -197,7 +277,7 @@ class DSIModel(nn.Module):
 
     def decode(
         self,
-        memory: jax.Array,
+        memory: jax.Array | ScoredMemory,
         mask: jax.Array,
         tokens: jax.Array,
         *,
@@ -206,23 +286,29 @@ class DSIModel(nn.Module):
         """Logits float32 [B, L, V] after each of the decoder inputs `tokens`, int32 [B, L].
 
         Args:
-          memory: [B, S, D], from `encode`.
+          memory: [B, S, D], from `encode`, with the lexical scores if there are any.
           mask: bool [B, S], from `encode`.
           tokens: docids shifted right, see `shift_right`.
           deterministic: False applies dropout.
         """
         embedded_BxLxD = self._output_embedder(tokens)
         embedded_BxLxD = nn.with_logical_constraint(embedded_BxLxD, ("batch", "length", "embed"))
-        hidden_BxLxD = self.decoder(embedded_BxLxD, memory, mask, deterministic=deterministic)
-        return nn.with_logical_constraint(self.head(hidden_BxLxD), ("batch", "length", "vocab"))
+        states = memory.states if isinstance(memory, ScoredMemory) else memory
+        hidden_BxLxD = self.decoder(embedded_BxLxD, states, mask, deterministic=deterministic)
+        logits_BxLxV = nn.with_logical_constraint(
+            self.head(hidden_BxLxD), ("batch", "length", "vocab")
+        )
+        if isinstance(memory, ScoredMemory):
+            logits_BxLxV += self._prior(memory.document_scores)
+        return logits_BxLxV
 
     def init_cache(
-        self, memory: jax.Array, mask: jax.Array, *, num_beams: int, length: int
+        self, memory: jax.Array | ScoredMemory, mask: jax.Array, *, num_beams: int, length: int
     ) -> dict[str, Any]:
         """The cache of `decode_step` before position 0.
 
         Args:
-          memory: [B, S, D], from `encode`.
+          memory: [B, S, D], from `encode`, with the lexical scores if there are any.
           mask: bool [B, S], from `encode`.
           num_beams: C, the most beams that there will be.
           length: L, the number of steps to come at most.
@@ -231,10 +317,15 @@ class DSIModel(nn.Module):
           {"self": {"layers_<i>": {"key", "value"}}}, zeros [B, H, L, C, P]; and
           {"cross": {"layers_<i>": {"key", "value"}, "mask"}}, the projected memory [B, S, H, P]
           and its mask [B, S], shared by all beams. With scan_layers "layers" holds all layers
-          stacked, see `t5.Decoder`.
+          stacked, see `t5.Decoder`. "document_scores" [B, N] are there with a lexical head.
         """
+        scores = {}
+        if isinstance(memory, ScoredMemory):
+            memory, document_scores_BxN = memory
+            scores = {"document_scores": document_scores_BxN}
         own = self.decoder.empty_cache(memory.shape[0], num_beams, length)
-        return {"self": own, "cross": self.decoder.project_memory(memory) | {"mask": mask}}
+        cross = self.decoder.project_memory(memory) | {"mask": mask}
+        return {"self": own, "cross": cross} | scores
 
     def decode_step(
         self,
@@ -257,7 +348,10 @@ class DSIModel(nn.Module):
         """
         inputs = tokens[..., None]
         hidden_BxMx1xD, cache = self.decode_positions(cache, inputs, position, lineage)
-        return self.head(hidden_BxMx1xD[:, :, 0]), cache
+        logits_BxMxV = self.head(hidden_BxMx1xD[:, :, 0])
+        if "document_scores" in cache:
+            logits_BxMxV += self._prior(cache["document_scores"])
+        return logits_BxMxV, cache
 
     def decode_positions(
         self,
@@ -282,7 +376,7 @@ class DSIModel(nn.Module):
         hidden_BxQxD, own = self.decoder.step(
             self._output_embedder(inputs_BxQ), own, cross, cross["mask"], position, lineage
         )
-        return hidden_BxQxD.reshape(*tokens.shape, -1), {"self": own, "cross": cross}
+        return hidden_BxQxD.reshape(*tokens.shape, -1), cache | {"self": own}
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Logits float32 [..., V] of the decoder's hidden states [..., D]."""

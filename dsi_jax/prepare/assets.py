@@ -30,8 +30,10 @@ from dsi_jax.inputs.streams import IMAGE, TEXT
 from dsi_jax.inputs.tokenizer import Tokenizer
 from dsi_jax.models.dsi import TEXT_SPACE
 from dsi_jax.prepare import docid_table as docid_table_lib
+from dsi_jax.prepare import lexical_head as lexical_head_lib
 from dsi_jax.prepare import tokenizer as tokenizers
 from dsi_jax.prepare.data_config import DataConfig
+from dsi_jax.prepare.lexical_head import LexicalHead
 from dsi_jax.storage import documents as documents_lib
 from dsi_jax.storage.model_dir import ModelDir, model_directory
 from dsi_jax.training import checkpoints
@@ -155,6 +157,30 @@ def in_text_space(
             assets.table, assets.tokenizer, vocab_size, path, write=write
         )
     return dataclasses.replace(assets, table=table, table_path=path)
+
+
+def with_lexical_index(
+    assets: RunAssets, directory: Path, head: LexicalHead, *, seed: int, write: bool = True
+) -> RunAssets:
+    """Returns the assets with the weights of a lexical head.
+
+    Args:
+      assets: the other assets.
+      directory: MODEL_DIR, where the weights lie or will lie.
+      head: how to fit them.
+      seed: seed of the fit.
+      write: whether to save new ones.
+
+    Raises:
+      ValueError: the docids are not atomic, or the weights that lie there are of another run.
+    """
+    lexical_head_lib.check_table(assets.table)
+    path = ModelDir(directory).lexical_index
+    with _lead_host_first("with word weights", write=write):
+        index = lexical_head_lib.existing_or_fitted(
+            head, assets.corpus, path, seed=seed, write=write
+        )
+    return dataclasses.replace(assets, lexical=index)
 
 
 @contextlib.contextmanager

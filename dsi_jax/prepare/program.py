@@ -12,8 +12,10 @@ from dsi_jax.data.batches import indexing_strategies
 from dsi_jax.docids import text_space
 from dsi_jax.inputs.tokenizer import Tokenizer
 from dsi_jax.methods.base import Collection, Stream
+from dsi_jax.prepare import lexical_head
 from dsi_jax.prepare.model import ResolvedModel, fitting
 from dsi_jax.prepare.train_config import TrainConfig
+from dsi_jax.storage.lexical_index import LexicalIndex
 from dsi_jax.training import partitioning
 from dsi_jax.training import program as program_lib
 
@@ -52,6 +54,7 @@ def build(
     mesh: Mesh,
     *,
     text_vocab_size: int,
+    lexical: LexicalIndex | None = None,
 ) -> program_lib.Program:
     """Builds the model and its training step; nothing is compiled or allocated.
 
@@ -62,6 +65,7 @@ def build(
       stream: the batches; only their shapes are asked.
       mesh: the devices.
       text_vocab_size: text tokens that the model has rows for.
+      lexical: the weights of the run's lexical head; None: it has none.
 
     Raises:
       ValueError: the method, or the baseline's, has no use for such encoders, or they cannot read
@@ -73,13 +77,17 @@ def build(
     model = resolved.method.new_model(t5, collection.table, towers)
     if config.baseline.method is not None:  # which is trained last: what cannot be is said first
         config.baseline.method.new_model(t5, collection.table, towers)
+    optimizer = config.optimizer
+    if lexical is not None:
+        model = lexical_head.with_head(model, lexical, collection.table)
+        optimizer = lexical_head.with_frozen_head(optimizer, config.lexical_head)
     return program_lib.build(
         model,
-        config.optimizer,
+        optimizer,
         mesh,
         stream.batch_shapes(),
         train_steps=resolved.schedule.train_steps,
         microbatches=resolved.schedule.microbatches,
-        loss=resolved.method.train_loss,
+        loss=resolved.method.training_loss(collection),
         augment=config.encoders.augmentation,
     )

@@ -18,7 +18,13 @@ from dsi_jax.evaluation.run_evaluator import RunEvaluator
 from dsi_jax.methods.base import Collection, Method, Stream
 from dsi_jax.models.dsi import TEXT_SPACE
 from dsi_jax.prepare import preflight
-from dsi_jax.prepare.assets import OpenedAssets, complete_assets, in_text_space, open_assets
+from dsi_jax.prepare.assets import (
+    OpenedAssets,
+    complete_assets,
+    in_text_space,
+    open_assets,
+    with_lexical_index,
+)
 from dsi_jax.prepare.model import Initial, ResolvedModel, open_initial, resolve
 from dsi_jax.prepare.program import build, indexing_strategy, new_mesh
 from dsi_jax.prepare.train_config import ScheduleConfig, TrainConfig, check
@@ -150,8 +156,12 @@ def _preflight(
 def _complete(
     config: TrainConfig, initial: Initial, opened: OpenedAssets, *, write: bool
 ) -> RunAssets:
-    """Completes the assets, with docids in text tokens where the run asks for them."""
+    """Completes the assets, with word weights or docids in text tokens where the run asks so."""
     assets = complete_assets(opened, write=write)
+    if config.lexical_head is not None:
+        return with_lexical_index(
+            assets, opened.directory, config.lexical_head, seed=config.data.seed, write=write
+        )
     if config.data.space != TEXT_SPACE:
         return assets
     vocab_size = initial.text_vocab_size(assets.tokenizer)
@@ -177,6 +187,7 @@ def _build(
         stream,
         place.mesh,
         text_vocab_size=initial.text_vocab_size(assets.tokenizer),
+        lexical=assets.lexical,
     )
     evaluations = RunEvaluator(
         config.evaluation,
@@ -251,7 +262,13 @@ def _metadata(
     method: Method, model: nn.Module, collection: Collection, table_path: Path
 ) -> dict[str, Any]:
     """Returns what a checkpoint says of itself, so that it can be served without gin."""
-    return {
+    lexical, vocabulary = {}, collection.lexical_vocabulary
+    if vocabulary is not None:
+        lexical = {
+            "lexical_vocabulary": vocabulary.spec(),
+            "lexical_vocabulary_hash": vocabulary.hash,
+        }
+    return lexical | {
         "dsi_jax_version": dsi_jax.__version__,
         "method": method.kind,
         "model": model.config.to_json(),

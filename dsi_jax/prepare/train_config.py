@@ -12,8 +12,9 @@ from dsi_jax.methods.dsi import DSI
 from dsi_jax.models.encoders.base import ImageEncoderConfig, TextEncoderConfig
 from dsi_jax.models.encoders.memory import MEMORIES
 from dsi_jax.models.t5 import T5Config
-from dsi_jax.prepare import data_config, preflight
+from dsi_jax.prepare import data_config, lexical_head, preflight
 from dsi_jax.prepare.data_config import DataConfig
+from dsi_jax.prepare.lexical_head import LexicalHead
 from dsi_jax.training import optimizers, partitioning
 from dsi_jax.utils import checks
 
@@ -161,6 +162,7 @@ class TrainConfig:
       method: what is trained: a differentiable search index, or a baseline.
       model: the architecture.
       encoders: encoders of texts and images in place of the architecture's own.
+      lexical_head: word weights beside the decoder; None: there are none.
       initialization: weights to start from.
       schedule: steps, batches and periods.
       baseline: another method beside this one.
@@ -178,6 +180,7 @@ class TrainConfig:
     method: Method = DSI()
     model: ModelConfig = ModelConfig()
     encoders: EncodersConfig = EncodersConfig()
+    lexical_head: LexicalHead | None = None
     initialization: InitializationConfig = InitializationConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     baseline: BaselineConfig = BaselineConfig()
@@ -203,6 +206,7 @@ def check(config: TrainConfig) -> None:
     checks.check_whole_numbers(least=0, RANDOM_SEED=config.random_seed)
     checks.check_fractions(DROPOUT_RATE=config.model.dropout_rate)
     config.method.check()
+    lexical_head.check(config.lexical_head, config.data, config.method)
     if config.baseline.method is not None:
         config.baseline.method.check()
     if config.evaluation is not None:

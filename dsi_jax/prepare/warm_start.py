@@ -31,6 +31,7 @@ _TOKEN_PARAMETERS = (("token_embedder/embedding", 0), ("decoder/logits_dense/ker
 _TEXT_ENCODER = ("token_embedder/", "encoder/")
 _DOCUMENT_TOWER = "document/"  # of a dual encoder with two
 _TOWERS = ("text_tower", "image_tower")
+_LEXICAL_HEAD = "lexical_head"  # fitted anew on the documents at hand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ class PretrainedT5:
             lent = docid_vocabulary.initialize(text_params, rows, _docid_parameters(params))
         lent = layer_stacking.arrange_layers(lent, stacked=new_model.config.t5.scan_layers)
         return assignment.apply_assignment_map(
-            params, lent, [*(assignment_map or ()), *_kept_towers(params)]
+            params, lent, [*(assignment_map or ()), *_kept(params, *_TOWERS, _LEXICAL_HEAD)]
         )
 
 
@@ -171,7 +172,9 @@ class PretrainedCheckpoint:
             assignment_map = [(re.escape(path), None) for path in _DOCID_PARAMETERS if path in own]
         if in_text[0]:
             lent = _with_new_tokens(lent, params, paths=_TOKEN_PARAMETERS[: 1 + in_text[1]])
-        return assignment.apply_assignment_map(params, lent, assignment_map or ())
+        return assignment.apply_assignment_map(
+            params, lent, [*(assignment_map or ()), *_kept(params, _LEXICAL_HEAD)]
+        )
 
 
 def _lend_encoder(
@@ -194,9 +197,9 @@ def _lend_encoder(
     return assignment.apply_assignment_map(params, lent, assignment_map)
 
 
-def _kept_towers(params: Any) -> list[tuple[str, None]]:
-    """Rules for the towers, which a T5 does not have."""
-    return [(f"{name}/.*", None) for name in _TOWERS if name in params]
+def _kept(params: Any, *names: str) -> list[tuple[str, None]]:
+    """Rules for those of these modules that are there: the checkpoint does not lend them."""
+    return [(f"{name}/.*", None) for name in names if name in params]
 
 
 def _with_new_tokens(

@@ -81,6 +81,11 @@ class ModelDir:
         return self.path / "docids"
 
     @property
+    def lexical_index(self) -> Path:
+        """The fitted weights of words in documents, of a run with a lexical head."""
+        return self.path / "lexical_index.npz"
+
+    @property
     def text_docids(self) -> Path:
         """The docid table in tokens of the text vocabulary."""
         return self.path / "docids_text"

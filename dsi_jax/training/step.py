@@ -110,7 +110,7 @@ def make_train_step(
         grads, metrics = _accumulate(gradient_sum, state.params, batch, key, microbatches)
         # The sum is divided once, by the count of the whole batch: parts need not be equal.
         count = jnp.maximum(metrics["loss"].count, 1.0)
-        grads = jax.tree.map(lambda grad: grad / count, grads)
+        grads = jax.tree.map(lambda grad: (grad / count).astype(grad.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics |= _norms(grads, state.params)
         metrics["learning_rate"] = _single(learning_rate(state.step))
@@ -186,7 +186,13 @@ def _gradient_sum(
         return loss(outputs, batch)
 
     def gradient_sum(params: Any, batch: Any, key: jax.Array) -> tuple[Any, Metrics]:
-        grads, metrics = jax.grad(loss_sum, has_aux=True)(params, batch, key)
+        # Parameters that are integers (places of postings) have no gradient: zeros in its place.
+        grads, metrics = jax.grad(loss_sum, has_aux=True, allow_int=True)(params, batch, key)
+        grads = jax.tree.map(
+            lambda grad, param: jnp.zeros_like(param) if grad.dtype == jax.dtypes.float0 else grad,
+            grads,
+            params,
+        )
         # Said here, so that each device sums its own part of a gradient and never holds all of it.
         return jax.lax.with_sharding_constraint(grads, shardings), metrics
 
@@ -239,9 +245,13 @@ def _split(leaf: jax.Array, groups: int, microbatches: int) -> jax.Array:
 
 def _norms(grads: Any, params: Any) -> Metrics:
     return {
-        "grad_norm": _single(optax.tree.norm(grads)),
-        "param_norm": _single(optax.tree.norm(params)),
+        "grad_norm": _single(optax.tree.norm(_floats(grads))),
+        "param_norm": _single(optax.tree.norm(_floats(params))),
     }
+
+
+def _floats(tree: Any) -> list[jax.Array]:
+    return [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
 
 def _single(value: jax.Array) -> Mean:

@@ -6,7 +6,11 @@ import pytest
 
 import gin
 from dsi_jax.cli import gin_utils
+from dsi_jax.docids.document_columns import DocumentColumns
+from dsi_jax.docids.kinds.atomic import Atomic
 from dsi_jax.jobs.precompile.run_shapes import run_shapes
+from dsi_jax.prepare.lexical_head import LexicalHead
+from dsi_jax.prepare.program import new_mesh
 from dsi_jax.prepare.run import set_up
 
 
@@ -35,3 +39,10 @@ def test_train_and_precompile_lower_the_same_step(config, own_registries):
     assert precompiled(config) == trained
     encoders = dataclasses.replace(config.encoders, augmentation=None)
     assert precompiled(dataclasses.replace(config, encoders=encoders)) != trained
+
+
+def test_a_lexical_head_is_not_compiled_without_its_corpus(config):
+    table = Atomic().build(DocumentColumns(["a", "b"]))
+    config = dataclasses.replace(config, lexical_head=LexicalHead())
+    with pytest.raises(ValueError, match="LEXICAL_HEAD is given, and its postings are not known"):
+        run_shapes(config, table, new_mesh(config))

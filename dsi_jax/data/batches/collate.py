@@ -57,10 +57,10 @@ class Collator:
             is all of it.
 
         Returns:
-          {"text": {"tokens": int32 [b, S], "mask": bool [b, S]}, "image": images, see
-           `inputs.PixelReader`, where there are such examples; "decoder": {"inputs": int32 [B, T],
-           "targets": int32 [B, T], "weights": float32 [B, T]}, "row": int32 [B],
-           "is_indexing": int32 [B]};
+          {"text": {"tokens": int32 [b, S], "mask": bool [b, S]}, with "words" for a lexical head,
+           see `Inputs.texts`; "image": images, see `inputs.PixelReader`, where there are such
+           examples; "decoder": {"inputs": int32 [B, T], "targets": int32 [B, T], "weights":
+           float32 [B, T]}, "row": int32 [B], "is_indexing": int32 [B]};
           T is L but where the strategy makes documents targets. The order of the B examples is
           that of `models.streams.interleave`.
 
@@ -81,7 +81,7 @@ class Collator:
                 tokens_BxS, targets_BxT = self._strategy.apply(
                     stream["tokens"], targets_BxT, is_indexing_B, step=step, places_B=places_B
                 )
-                stream = text_stream(tokens_BxS, self._inputs.tokenizer)
+                stream |= text_stream(tokens_BxS, self._inputs.tokenizer)
             streams[modality] = stream
             parts.append((targets_BxT, rows_B, is_indexing_B))
         targets_BxT, rows_B, is_indexing_B = map(interleave, zip(*parts, strict=True))

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from dsi_jax.data.corpora.any_corpus import AnyCorpus
 from dsi_jax.data.seqio_tasks import features
 
 HITS_AT = (1, 5, 10, 20, 100)
@@ -65,6 +66,17 @@ def postprocess(
     grades = np.ravel(example.get(features.RELEVANCE, np.ones(len(rows)))).astype(np.float32)
     seen = bool(np.ravel(example[features.SEEN])[0]) if features.SEEN in example else None
     return Relevance(rows, grades, seen)
+
+
+def targets_of(corpus: AnyCorpus, split: str) -> list[Relevance]:
+    """Returns what the corpus's queries of a split are to find."""
+    queries = corpus.queries[split]
+    return [
+        Relevance(relevant, grades, bool(is_seen))
+        for relevant, grades, is_seen in zip(
+            queries.relevant, queries.relevance, corpus.seen(split), strict=True
+        )
+    ]
 
 
 def retrieval_metrics(

@@ -74,6 +74,11 @@ def run_shapes(config: TrainConfig, table: DocidTable, mesh: Mesh) -> RunShapes:
     Raises:
       ValueError, OSError: bad input, named.
     """
+    if config.lexical_head is not None:
+        raise ValueError(
+            "LEXICAL_HEAD is given, and its postings are not known without the corpus; expected "
+            "None"
+        )
     directory = model_directory(config.model_dir)
     initial = model.open_initial(_without_unread_weights(config), directory)
     resolved = model.resolve(config, initial, table.num_documents, mesh)

@@ -113,10 +113,29 @@ def cross_entropy(
     losses_BxL, z_losses_BxL = token_cross_entropy(
         logits_BxLxV, targets_BxL, z_loss=z_loss, label_smoothing=label_smoothing
     )
+    right_BxL = jnp.argmax(logits_BxLxV, axis=-1) == targets_BxL
+    return summed(losses_BxL, z_losses_BxL, right_BxL, weights_BxL, is_indexing_B)
+
+
+def summed(
+    losses_BxL: jax.Array,
+    z_losses_BxL: jax.Array,
+    right_BxL: jax.Array,
+    weights_BxL: jax.Array,
+    is_indexing_B: jax.Array,
+) -> tuple[jax.Array, dict[str, Mean]]:
+    """Sums the losses of tokens; arguments and result as of `cross_entropy`.
+
+    Args:
+      losses_BxL: float32 [B, L].
+      z_losses_BxL: float32 [B, L], the part of them that is z-loss.
+      right_BxL: bool [B, L], whether the most probable token is the target.
+      weights_BxL: float or bool [B, L]; 0 for pad.
+      is_indexing_B: int or bool [B] or [B, 1].
+    """
     weights_BxL = weights_BxL.astype(jnp.float32)
     loss_B = jnp.sum(losses_BxL * weights_BxL, axis=-1)
     tokens_B = jnp.sum(weights_BxL, axis=-1)
-    right_BxL = jnp.argmax(logits_BxLxV, axis=-1) == targets_BxL
     # An example of weight 0 (padding of a batch) is no docid, right or wrong.
     examples_B = (tokens_B > 0).astype(jnp.float32)
     docid_right_B = examples_B * jnp.all(right_BxL | (weights_BxL == 0), axis=-1)
