@@ -12,7 +12,7 @@ PACKAGE = Path(model_dir.__file__).parents[1]
 OWN_WORDS = {"docids", "train", "eval", "baseline", "precompile", "embeddings"}  # also other things
 NAMES = {
     *("config.gin", "model-info.txt", "tokenizer.json", "documents.arrow", "docids_text"),
-    *("docids_report.png", "report.txt", "report.json", "contact_sheet.png"),
+    *("lexical_index.npz", "docids_report.png", "report.txt", "report.json", "contact_sheet.png"),
     *("training_eval", "inference_eval", "inference_eval_free", "zero_shot"),
 }
 OTHER_LAYOUTS = {  # formats of other programs, or of other directories, that share a name
