@@ -1,7 +1,7 @@
 """BERT, RoBERTa and XLM-RoBERTa of Hugging Face as pretrained encoders of texts.
 
 MiniLM, BGE, E5, GTE and other embedding models are of these. Directories of sentence-transformers
-say how states are pooled and how long a text may be. Read are safetensors in PyTorch's naming,
+say how states are pooled. Read are safetensors in PyTorch's naming,
 without torch or transformers.
 """
 
@@ -31,7 +31,6 @@ _FIELDS = (
 _EXPECTED = {"position_embedding_type": "absolute", "is_decoder": False, "hidden_act": ACTIVATIONS}
 _ROBERTA = ("roberta", "xlm-roberta", "camembert")
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-_MODULE = "text_model"
 # Not of the encoder: heads of pretraining, the pooler, and a buffer of old transformers.
 _LEFT_OUT = re.compile(r"(pooler|cls|lm_head|classifier)\.|.*\.position_ids$")
 _PREFIX = re.compile(r"^(bert|roberta|model|0\.auto_model)\.")
@@ -51,7 +50,7 @@ class BertFormat(EncoderFormat):
     def load_params(self, directory: Path, encoders: PretrainedEncoders) -> Flat:
         """See `EncoderFormat`."""
         params = load_bert(directory, encoders.text)
-        return {f"{_MODULE}/{path}": value for path, value in params.items()}
+        return {f"{BertConfig.module_name}/{path}": value for path, value in params.items()}
 
 
 def load_bert_config(directory: Path) -> BertConfig:

@@ -5,18 +5,18 @@ token like any other. Texts are padded with the end, as transformers does; a tex
 before and at its first end, see `dsi_jax.models.encoders.clip.ClipTextTransformer`.
 """
 
-import base64
 import functools
 import gzip
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+
+from dsi_jax.inputs.packed import as_text, packed, unpacked
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"
@@ -97,13 +97,7 @@ class ClipTokenizer:
         Raises:
           ValueError: the data is damaged.
         """
-        data = zlib.decompress(base64.b64decode(spec["data"]))
-        actual = hashlib.sha256(data).hexdigest()
-        if actual != spec["sha256"]:
-            raise ValueError(
-                f"the vocabulary of CLIP has sha256 {actual}, expected {spec['sha256']}"
-            )
-        value = json.loads(data)
+        value = json.loads(unpacked(spec, "the vocabulary of CLIP"))
         return cls({token: i for i, token in enumerate(value["tokens"])}, value["merges"])
 
     @property
@@ -131,7 +125,7 @@ class ClipTokenizer:
         """
         if length < 1:
             raise ValueError(f"texts cannot be tokenised to length {length}, expected at least 1")
-        encodings = self._bpe.encode_batch([_text(text) for text in texts])
+        encodings = self._bpe.encode_batch([as_text(text) for text in texts])
         rows = np.full((len(texts), length), self.end_id, np.int32)
         for row, encoding in zip(rows, encodings, strict=True):
             ids = [self.start_id, *encoding.ids][: length - 1]
@@ -145,11 +139,7 @@ class ClipTokenizer:
 
     def spec(self) -> dict[str, Any]:
         """See `Tokenizer`."""
-        return {
-            "type": self.kind,
-            "sha256": hashlib.sha256(self._data).hexdigest(),
-            "data": base64.b64encode(zlib.compress(self._data, 9)).decode("ascii"),
-        }
+        return {"type": self.kind} | packed(self._data)
 
     @functools.cached_property
     def _bpe(self) -> Any:
@@ -204,8 +194,3 @@ def _byte_characters() -> list[str]:
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-
-
-def _text(text: str | bytes) -> str:
-    data = text if isinstance(text, bytes) else text.encode("utf-8", errors="replace")
-    return data.decode("utf-8", errors="replace")

@@ -4,16 +4,16 @@ They are the files' own, run by Hugging Face's tokenizers: normalisation, splits
 both ends.
 """
 
-import base64
 import hashlib
 import json
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from tokenizers import Tokenizer
+
+from dsi_jax.inputs.packed import as_text, packed, unpacked
 
 FILE = "tokenizer.json"
 _PADS = ("[PAD]", "<pad>")
@@ -85,11 +85,7 @@ class HuggingFaceTokenizer:
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> "HuggingFaceTokenizer":
         """See `Tokenizer`."""
-        data = zlib.decompress(base64.b64decode(spec["data"]))
-        actual = hashlib.sha256(data).hexdigest()
-        if actual != spec["sha256"]:
-            raise ValueError(f"the tokenizer has sha256 {actual}, expected {spec['sha256']}")
-        return cls(data, spec["pad_id"])
+        return cls(unpacked(spec, "the tokenizer"), spec["pad_id"])
 
     @property
     def vocab_size(self) -> int:
@@ -105,7 +101,7 @@ class HuggingFaceTokenizer:
         """See `Tokenizer`; a text that is cut keeps its end."""
         if length < 1:
             raise ValueError(f"texts cannot be tokenised to length {length}, expected at least 1")
-        encodings = self._tokenizer.encode_batch([_text(text) for text in texts])
+        encodings = self._tokenizer.encode_batch([as_text(text) for text in texts])
         rows = np.full((len(texts), length), self.pad_id, np.int32)
         for row, encoding in zip(rows, encodings, strict=True):
             ids = encoding.ids
@@ -120,15 +116,4 @@ class HuggingFaceTokenizer:
 
     def spec(self) -> dict[str, Any]:
         """See `Tokenizer`."""
-        return {
-            "type": self.kind,
-            "pad_id": self.pad_id,
-            "sha256": hashlib.sha256(self._data).hexdigest(),
-            "data": base64.b64encode(zlib.compress(self._data, 9)).decode("ascii"),
-        }
-
-
-def _text(text: str | bytes) -> str:
-    if isinstance(text, bytes):
-        return text.decode("utf-8", errors="replace")
-    return text.encode("utf-8", errors="replace").decode("utf-8")
+        return {"type": self.kind, "pad_id": self.pad_id} | packed(self._data)
